@@ -244,13 +244,27 @@ else:
 optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
 loss_function = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
 model.compile(optimizer, loss_function, metrics=["accuracy"])
-one_hot = keras.utils.to_categorical  # class 2 of 4 becomes [0, 0, 1, 0]
+
+
+def batches(images, labels, shuffle=False):
+    """Serve images (uint8) with one-hot labels (float32) in batches, a tf.data.Dataset.
+
+    fit takes arrays too, and then makes such a pipeline itself, but with autotune, whose thread sleeps up
+    to a minute before it notices that an epoch is over (TensorFlow 2.21): 140 s instead of 100 s an epoch
+    on CIFAR-10, with the processor idle.
+    """
+    images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels, num_classes))
+    order = tf.data.Dataset.range(len(images))
+    order = order.shuffle(len(images), seed=SEED) if shuffle else order  # another order in each epoch
+    data = order.batch(BATCH_SIZE).map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(2)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return data.with_options(options)
+
 
 started = time.perf_counter()
 history = model.fit(
-    x_train, one_hot(y_train, num_classes),
-    validation_data=(x_val, one_hot(y_val, num_classes)),
-    batch_size=BATCH_SIZE, epochs=EPOCHS,
+    batches(x_train, y_train, shuffle=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
     callbacks=[keras.callbacks.CSVLogger(unfinished / "history.csv")],
     verbose=1 if sys.stdout.isatty() else 2,  # a moving bar on a screen, a line per epoch in a file
 ).history
@@ -258,10 +272,10 @@ seconds = time.perf_counter() - started
 model.save(unfinished / "model.keras")  # before anything that can still go wrong
 
 # %% Evaluation: the one look at the test images
-probabilities = model.predict(x_test, batch_size=1000, verbose=0)  # (number, num_classes) float32
+probabilities = model.predict(batches(x_test, y_test), verbose=0)  # (number, num_classes) float32
 predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (number,) each
 accuracy = float(np.mean(predicted == y_test))
-loss = float(loss_function(one_hot(y_test, num_classes), probabilities))
+loss = float(loss_function(keras.utils.to_categorical(y_test, num_classes), probabilities))
 print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, after {seconds:.0f} s of training\n")
 
 report = dict(y_true=y_test, y_pred=predicted, labels=range(num_classes), target_names=class_names,
