@@ -291,6 +291,7 @@ sns.heatmap(shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=1, linewidth
             xticklabels=class_names, yticklabels=class_names, cbar_kws=dict(label="share of the true class"),
             ax=axis)
 axis.tick_params(axis="y", rotation=0)
+axis.tick_params(axis="x", rotation=30)
 axis.set(title=f"Confusion matrix on {DATASET}: {accuracy:.2%} of {len(y_test)} test pictures right",
          xlabel="predicted class", ylabel="true class")
 figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
