@@ -11,26 +11,27 @@ first reading, skip from the settings to "Data": what lies between only reads an
 
     python image_recognition_cnn.py                                 # works offline, in half a minute
     python image_recognition_cnn.py --dataset cifar10 --epochs 4    # every setting is a flag
+    python image_recognition_cnn.py --dataset my/pictures           # a folder with a sub-folder per class
+    python image_recognition_cnn.py --dataset mnist --predict photo.jpg    # asks a trained model
 """
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds one value per data set or optimizer; a name that it lacks takes the last one.
-# Each line is a command-line flag too, made from the line itself: BATCH_SIZE is --batch-size. A setting
-# that can be a fraction keeps its point (0.0), as the flag takes whole numbers otherwise.
-# ------------------------------------------------------------------------------------------- settings
+# Each line makes a command-line flag too: BATCH_SIZE is --batch-size. A share keeps its point, as in 0.0.
 # data
-DATASET = "digits"  # digits (needs no download), mnist, fashion_mnist or cifar10
+DATASET = "digits"  # digits (needs no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
+IMAGE_SIZE = 64  # width and height to which the pictures of a folder are brought, 8 to 512 pixels
 VALIDATION_SPLIT = 0.1  # share of the training images held back to watch the training, between 0 and 1
 AUGMENTATION = True  # show each training image shifted (and mirrored) at random, anew in every epoch
-SHIFT = dict(digits=1, mnist=2, fashion_mnist=2, cifar10=4)  # pixels of the farthest shift, 0 or more
-MIRROR = dict(digits=False, mnist=False, others=True)  # left-right too; a mirrored 2 is no digit at all
+SHIFT = dict(digits=1, cifar10=4, others=2)  # pixels of the farthest shift, 0 or more
+MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no digit
 # model
 FILTERS = dict(digits=(32, 64), cifar10=(64, 128, 256), others=(32, 64, 128))  # of each block, 1 or more
 DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
 DROPOUT = 0.2  # share of these neurons silenced at random in each training step, from 0 to below 1
 # training
-EPOCHS = dict(digits=30, mnist=5, fashion_mnist=12, cifar10=10)  # passes over the training images, 1 or more
-BATCH_SIZE = dict(digits=32, others=128)  # images per step of the optimizer, 1 or more
+EPOCHS = dict(mnist=5, fashion_mnist=12, cifar10=10, others=30)  # passes over the training images, 1 or more
+BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, 1 or more
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # factor on each step, above 0, up to 10: the peak of its curve
 WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # share of each weight lost per unit of learning rate, 0 to 100
@@ -39,10 +40,11 @@ PRECISION = "float32"  # of the arithmetic: float32, mixed_bfloat16 or mixed_flo
 SEED = 0  # start of all random numbers, 0 to 4294967295; same seed and same machine: same result
 # results
 OUTPUT_DIR = "outputs"  # a folder; each data set gets its own in it, where a new run replaces the last
-# -------------------------------------------------------------------------------- end of the settings
+RESUME = False  # go on with a run that was cut off, from its last finished epoch
+PREDICT = ()  # pictures to classify with the model of an earlier run, in place of training
 
 # %% Flags, before anything slow: --help and a mistake answer at once
-import argparse, json, os, pathlib, re, shutil, socket, sys, tempfile, time
+import argparse, json, os, pathlib, re, shutil, signal, socket, sys, tempfile, time, zipfile
 
 settings = {name: value for name, value in globals().items() if name.isupper()}  # the block above
 meanings = {}
@@ -55,54 +57,56 @@ def stop(sentence):
 
 
 if "ipykernel" not in sys.modules:  # a notebook has no command line; there the block above is all
-    source = pathlib.Path(__file__).read_text(encoding="utf-8")
-    meanings = dict(re.findall(r"^([A-Z_0-9]+) = .+? +# (.+)", source, re.MULTILINE))
+    meanings = dict(re.findall(r"^([A-Z_0-9]+) = .+? +# (.+)", pathlib.Path(__file__).read_text("utf-8"), re.M))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = stop
-    kinds = {bool: dict(action=argparse.BooleanOptionalAction), tuple: dict(type=int, nargs="+")}
     for name, default in settings.items():
-        kind = type([*default.values()][-1] if isinstance(default, dict) else default)
+        example = [*default.values()][-1] if isinstance(default, dict) else default
+        kinds = {bool: dict(action=argparse.BooleanOptionalAction),
+                 tuple: dict(type=int if example else str, nargs="+")}
         parser.add_argument("--" + name.lower().replace("_", "-"), default=default,
-                            help=meanings.get(name, ""), **kinds.get(kind, dict(type=kind)))
+                            help=meanings.get(name, ""), **kinds.get(type(example), dict(type=type(example))))
     settings = {name.upper(): value for name, value in vars(parser.parse_args()).items()}
     getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # a console may lack Keras' line drawing
     os.environ["MPLBACKEND"] = "Agg"  # draw into files: works with no screen, and no window holds up the run
 for name, value in settings.items():
     if isinstance(value, dict):
-        last = [*value.values()][-1]
-        settings[name] = value.get(settings["DATASET"], value.get(settings["OPTIMIZER"], last))
+        settings[name] = value.get(settings["DATASET"], value.get(settings["OPTIMIZER"], [*value.values()][-1]))
 globals().update(settings)
 
 # %% Checks of all that can be checked before the work starts
-data_sets = {  # width and height of the images in pixels, and the names of the classes
-    "digits": (8, "0,1,2,3,4,5,6,7,8,9"),
-    "mnist": (28, "0,1,2,3,4,5,6,7,8,9"),
-    "fashion_mnist": (28, "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"),
-    "cifar10": (32, "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"),
-}
-image_size, class_names = data_sets.get(DATASET, (32, ""))
-class_names = class_names.split(",")
+image_size = dict(digits=8, mnist=28, fashion_mnist=28, cifar10=32).get(DATASET, IMAGE_SIZE)  # pixels
+is_built_in = DATASET in ("digits", "mnist", "fashion_mnist", "cifar10")
 for name, allowed in dict(
-    DATASET=DATASET in data_sets, VALIDATION_SPLIT=0 < VALIDATION_SPLIT < 1, SHIFT=0 <= SHIFT < image_size,
+    DATASET=is_built_in or os.path.isdir(DATASET) or DATASET.endswith(".npz") or PREDICT,
+    IMAGE_SIZE=8 <= IMAGE_SIZE <= 512, VALIDATION_SPLIT=0 < VALIDATION_SPLIT < 1, SHIFT=0 <= SHIFT < image_size,
     FILTERS=min(FILTERS) >= 1, DENSE_UNITS=DENSE_UNITS >= 1, DROPOUT=0 <= DROPOUT < 1, EPOCHS=EPOCHS >= 1,
     BATCH_SIZE=BATCH_SIZE >= 1, OPTIMIZER=OPTIMIZER in ("adam", "sgd"), LEARNING_RATE=0 < LEARNING_RATE <= 10,
     WEIGHT_DECAY=0 <= WEIGHT_DECAY <= 100, LABEL_SMOOTHING=0 <= LABEL_SMOOTHING < 1,
     PRECISION=PRECISION in ("float32", "mixed_bfloat16", "mixed_float16"), SEED=0 <= SEED < 2**32,
 ).items():
     if not allowed:
-        flag, meaning = "--" + name.lower().replace("_", "-"), meanings.get(name, "see the settings")
-        stop(f"{flag} can't be {settings[name]}: {meaning}.")
+        stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, 'see above')}.")
 if (most := image_size.bit_length() - 1) < len(FILTERS):
     stop(f"--filters {FILTERS} is too long: a block halves the image, and {image_size} pixels allow {most}.")
 
-# Results are collected in a folder of their own and take their place at the very end, so that a run
-# that fails leaves the results of the run before it as they were. Two runs at once need two --output-dir.
-results, unfinished = pathlib.Path(OUTPUT_DIR, DATASET), pathlib.Path(OUTPUT_DIR, DATASET + ".unfinished")
+# Results are collected in a folder of their own and take their place at the very end, so that a run that
+# fails leaves the results of the run before it as they were. Two runs at once need two --output-dir.
+title = pathlib.Path(DATASET).resolve().name.removesuffix(".npz")
+results, unfinished = pathlib.Path(OUTPUT_DIR, title), pathlib.Path(OUTPUT_DIR, title + ".unfinished")
+begun = unfinished / "resume" / "settings.json"  # of a run that was cut off; --resume takes no others
+now = {name: str(value) for name, value in settings.items() if name not in ("OUTPUT_DIR", "RESUME", "PREDICT")}
+before = json.loads(begun.read_text(encoding="utf-8")) if RESUME and begun.is_file() else {}
+if RESUME and before != now:
+    differing = ", ".join(f"{name} was {before[name]}" for name in before if before[name] != now.get(name))
+    stop(f"--resume needs a run that was cut off, and its settings: {differing or f'none in {unfinished}'}.")
 try:
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for folder in results, unfinished:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not RESUME and not PREDICT:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        begun.parent.mkdir(parents=True)
+        begun.write_text(json.dumps(now), encoding="utf-8")
+        results.mkdir(exist_ok=True)
 except OSError as error:
     stop(f"--output-dir {OUTPUT_DIR} can't be written ({error.strerror}); name a folder of your own.")
 
@@ -110,8 +114,7 @@ except OSError as error:
 os.environ |= dict(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="1")  # 1: no notes, but warnings
 # While it loads, TensorFlow 2.21 does not look at its log level yet and writes notes straight to stream 2.
 with tempfile.TemporaryFile("w+") as log:
-    stderr = os.dup(2)
-    os.dup2(log.fileno(), 2)
+    stderr, _ = os.dup(2), os.dup2(log.fileno(), 2)
     try:
         import tensorflow as tf
     finally:
@@ -121,8 +124,10 @@ with tempfile.TemporaryFile("w+") as log:
 import keras  # Keras 3, which comes with TensorFlow
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd  # comes with seaborn
 import seaborn as sns
-from keras import layers
+from keras import callbacks, layers
+from PIL import Image, ImageOps  # comes with matplotlib
 from sklearn.datasets import load_digits
 from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.model_selection import train_test_split
@@ -133,45 +138,133 @@ keras.config.set_dtype_policy(PRECISION)
 if tf.config.list_physical_devices("GPU"):
     print("Note: a GPU adds numbers in varying order, so two runs with one seed can differ slightly.")
 
-# %% Data: images (number, height, width, channels), uint8 from 0 to 255; labels (number,), int
-store = "storage.googleapis.com/tensorflow/tf-keras-datasets/"
-downloads = {  # where Keras fetches a data set, and under which name it looks for a copy before that
-    "mnist": (store + "mnist.npz", "mnist.npz"),
-    "fashion_mnist": (store, "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
-    "cifar10": ("www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py-target_archive"),
-}
-if DATASET == "digits":
-    images, labels = load_digits(return_X_y=True)  # (1797, 64) float64 from 0 to 16, (1797,)
-    images = (images * 255 / 16).round().astype("uint8").reshape(-1, 8, 8)
-    x_train, x_test, y_train, y_test = train_test_split(
-        images, labels, test_size=0.2, stratify=labels, random_state=0)  # one test set for every seed
-else:
-    socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
-    try:
-        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, DATASET).load_data()
-    except Exception as error:
-        home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
-        home = home if os.access(home, os.W_OK) else pathlib.Path(tempfile.gettempdir(), ".keras")
-        address, name = downloads[DATASET]
-        stop(f"{DATASET} could not be loaded from https://{address} ({error}): put a copy of the file at "
-             f"{home / 'datasets' / name}, or run --dataset digits, which needs no download.")
+sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # for colour-blind eyes; with ✓
 
-x_train, x_test = (x.reshape(*x.shape[:3], -1) for x in (x_train, x_test))  # grey images get a channel
-y_train, y_test = y_train.ravel(), y_test.ravel()  # CIFAR-10 has them as (number, 1)
+
+def read_picture(path):
+    """Return a picture file of any size and mode as an RGB image, upright and on white; if unreadable, None."""
+    try:
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    except Exception as error:  # Pillow has many
+        print(f"Skipped {path}, which can't be read as a picture: {error}", file=sys.stderr)
+
+
+def draw_grid(path, headline, images, titles, wrong):
+    """Draw images (number, height, width, channels) uint8 six in a row, with frames by wrong (number,) bool."""
+    rows = -(-len(images) // 6)
+    figure = plt.figure(figsize=(11, 2.1 * rows + 0.6), layout="constrained")
+    figure.suptitle(headline)
+    for place, (image, title, mistake) in enumerate(zip(images, titles, wrong), 1):
+        axis = figure.add_subplot(rows, 6, place, xticks=[], yticks=[])
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(title, fontsize=10)
+        axis.spines[:].set(color="C3" if mistake else "C0", linewidth=5 if mistake else 2)
+    figure.savefig(path, dpi=120)
+
+
+# %% Only with --predict: show pictures to the model of an earlier run, and end
+if PREDICT:
+    try:
+        model = keras.models.load_model(results / "model.keras")  # safe mode: runs no code from the file
+        class_names = json.loads(zipfile.ZipFile(results / "model.keras").read("class_names.json"))
+    except Exception as error:
+        stop(f"--predict has no model ({str(error).splitlines()[0]}): first run --dataset {DATASET} alone.")
+    height, width, channels = model.input_shape[1:]
+    shown, titles = [], []
+    for path in PREDICT:
+        if not (picture := read_picture(path)):
+            continue
+        if DATASET in ("digits", "mnist", "fashion_mnist"):  # they are white on black, and cut out closely
+            picture = ImageOps.autocontrast(picture.convert("L"))
+            on_white = np.median(np.asarray(picture)[[0, -1]]) > 127  # first and last row: background
+            print(f"{path}: taken for {'dark on white' if on_white else 'white on black'}")
+            picture = ImageOps.invert(picture) if on_white else picture
+            picture = picture.crop(picture.point(lambda pixel: 255 * (pixel > 100)).getbbox())
+            margin = 4 if DATASET == "mnist" else 0
+            picture = ImageOps.expand(ImageOps.pad(picture, (width - 2 * margin, height - 2 * margin)), margin)
+        picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height))
+        shown.append(np.asarray(picture).reshape(height, width, channels))
+        probabilities = model.predict(shown[-1][None], verbose=0)[0]  # (number of classes,)
+        likeliest = [f"{class_names[i]} {probabilities[i]:.1%}" for i in probabilities.argsort()[:-4:-1]]
+        print(f"{path}: {', '.join(likeliest)}")
+        titles.append(f"{pathlib.Path(path).name[-18:]}\n{likeliest[0][-22:]}")
+    if shown:
+        draw_grid(results / "predictions.png", "As the network saw it", shown[:60], titles, [False] * 60)
+        print(f"Drawn in {results / 'predictions.png'}")
+    sys.exit(0 if len(shown) == len(PREDICT) else 1)
+
+# %% Data: images (number, height, width, channels), uint8 from 0 to 255; labels (number,), int
+def read_folder(folder):
+    """Return the pictures folder/class/* as (number, IMAGE_SIZE, IMAGE_SIZE, 3) uint8, and their classes."""
+    images, labels = [], []
+    for path in sorted(pathlib.Path(folder).glob("*/*")):
+        if picture := read_picture(path):
+            images.append(np.asarray(ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE))))  # cuts out the middle
+            labels.append(path.parent.name)
+    return np.array(images, "uint8").reshape(len(images), IMAGE_SIZE, IMAGE_SIZE, 3), np.array(labels)
+
+
+try:  # the parts are training and test, each with images and labels, or all in one
+    if DATASET == "digits":
+        images, labels = load_digits(return_X_y=True)  # (1797, 64) float64 from 0 to 16, (1797,)
+        parts = [((images * 255 / 16).round().astype("uint8").reshape(-1, 8, 8), labels)]
+    elif is_built_in:
+        socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
+        parts = getattr(keras.datasets, DATASET).load_data()
+    elif DATASET.endswith(".npz"):
+        with np.load(DATASET, allow_pickle=False) as file:  # a pickle could run any program of its author
+            names = ("train", "test") if "x_test" in file else ("train",)
+            parts = [(file[f"x_{name}"], file[f"y_{name}"]) for name in names]
+    else:
+        in_two = os.path.isdir(f"{DATASET}/train") and os.path.isdir(f"{DATASET}/test")
+        parts = [read_folder(f"{DATASET}/{name}") for name in (("train", "test") if in_two else ("",))]
+except Exception as error:
+    if not is_built_in:
+        stop(f"--dataset {DATASET} can't be read ({error}).")
+    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
+    home = home if os.access(home, os.W_OK) else pathlib.Path(tempfile.gettempdir(), ".keras")
+    store = "storage.googleapis.com/tensorflow/tf-keras-datasets/"
+    address, name = dict(  # where Keras fetches it, and under which name it looks for a copy before that
+        mnist=(store + "mnist.npz", "mnist.npz"),
+        fashion_mnist=(store, "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz"),
+        cifar10=("www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "cifar-10-batches-py-target_archive"),
+    )[DATASET]
+    stop(f"{DATASET} could not be loaded from https://{address} ({error}): put a copy of the file at "
+         f"{home / 'datasets' / name}, or run --dataset digits, which needs no download.")
+for x, y in parts:
+    if (x.dtype != "uint8" or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or y.size != len(x)
+            or x.shape[1:] != parts[0][0].shape[1:] or min(x.shape[1:3]) < 2 ** len(FILTERS)):
+        stop(f"--dataset {DATASET} has {x.dtype} {x.shape} and {y.size} labels; it takes uint8 (number, height, "
+             f"width) or (number, height, width, 3) of {2 ** len(FILTERS)} pixels or more, and labels (number,).")
+x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0]))  # grey: 1 channel
+names, labels = np.unique(np.concatenate([y.ravel() for _, y in parts]), return_inverse=True)
+y_train, y_test = labels[:len(x_train)], labels[len(x_train):]  # (number,) int, in the order of names
+class_names = {
+    "fashion_mnist": "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","),
+    "cifar10": "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck".split(","),
+}.get(DATASET, [str(name) for name in names])
 num_classes = len(class_names)
 # The validation images are cut from the training images, the same share of every class. Choose settings by
 # them: the test images are looked at once, at the end. Who tunes on the test set fools himself.
 try:
+    if len(np.unique(y_train)) < max(2, num_classes):
+        raise ValueError("training takes two classes (sub-folders) or more, with pictures in each")
+    if len(parts) == 1:  # then a fifth is for the test, the same whatever the SEED
+        x_train, x_test, y_train, y_test = train_test_split(
+            x_train, y_train, stratify=y_train, random_state=0, test_size=max(0.2, num_classes / len(x_train)))
     x_train, x_val, y_train, y_val = train_test_split(
-        x_train, y_train, test_size=VALIDATION_SPLIT, stratify=y_train, random_state=SEED)
+        x_train, y_train, stratify=y_train, random_state=SEED,
+        test_size=max(VALIDATION_SPLIT, num_classes / len(x_train)))
 except ValueError as error:
-    stop(f"--validation-split is {VALIDATION_SPLIT}, which leaves too few images in a part ({error}).")
-print(f"{len(x_train)} images to train on, {len(x_val)} to validate and {len(x_test)} to test")
+    stop(f"--dataset {DATASET} can't be split with --validation-split {VALIDATION_SPLIT} ({error}).")
+del parts, x  # else all of them stay in memory
+print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} validation, {len(x_test)} test")
 
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
-normalization.adapt(x_train[:10_000])  # enough for the mean; all of CIFAR-10 would need 0.5 GB more
+normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 10,000 of CIFAR-10: enough, and 0.5 GB less
 share = SHIFT / x_train.shape[1]
 augmentation = [  # acts in training only, where no image is then seen twice in quite the same way
     layers.RandomTranslation(share, share, fill_mode="reflect", interpolation="nearest"),
@@ -241,79 +334,87 @@ def batches(images, labels, shuffle=False):
     return data.with_options(options)
 
 
+# Ctrl-C ends the training after the step at hand; what was learned so far is evaluated, drawn and saved.
+signal.signal(signal.SIGINT, lambda *_: setattr(model, "stop_training", True))
 started = time.perf_counter()
-history = model.fit(
+model.fit(
     batches(x_train, y_train, shuffle=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
-    callbacks=[keras.callbacks.CSVLogger(unfinished / "history.csv")], shuffle=False,  # done by batches
-    verbose=1 if sys.stdout.isatty() else 2,  # a moving bar on a screen, a line per epoch in a file
-).history
+    verbose=1 if sys.stdout.isatty() else 2, shuffle=False,  # a moving bar on a screen; shuffled by batches
+    callbacks=[
+        callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: logs.update(learning_rate=float(optimizer.learning_rate))),
+        callbacks.CSVLogger(unfinished / "history.csv", append=RESUME),
+        callbacks.BackupAndRestore(unfinished / "resume/last", double_checkpoint=True, delete_checkpoint=False),
+        callbacks.TerminateOnNaN(),
+    ])
 seconds = time.perf_counter() - started
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# An epoch cut off between its row in the table and its checkpoint was run again, and its last row holds.
+history = pd.read_csv(unfinished / "history.csv").drop_duplicates("epoch", keep="last")
+history.to_csv(unfinished / "history.csv", index=False)
+if not np.isfinite(history["loss"].iloc[-1]):
+    stop(f"The loss became NaN, as the steps were too large; try --learning-rate {LEARNING_RATE / 10:g}.")
 model.save(unfinished / "model.keras")  # before anything that can still go wrong
+with zipfile.ZipFile(unfinished / "model.keras", "a") as file:
+    file.writestr("class_names.json", json.dumps(class_names))  # they travel with the model
 
 # %% Evaluation: the one look at the test images
 probabilities = model.predict(batches(x_test, y_test), verbose=0)  # (number, classes) float32; ignores y_test
 predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (number,) each
 accuracy = float(np.mean(predicted == y_test))
 loss = float(loss_function(keras.utils.to_categorical(y_test, num_classes), probabilities))
-print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, after {seconds:.0f} s of training\n")
-
+trained = f"{len(history)} of {EPOCHS}"  # epochs; fewer after Ctrl-C
+print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, after {trained} epochs in {seconds:.0f} s\n")
 report = dict(y_true=y_test, y_pred=predicted, labels=range(num_classes), target_names=class_names,
               digits=4, zero_division=0)
 counts = confusion_matrix(y_test, predicted, labels=range(num_classes))  # (true, predicted) int
 print(classification_report(**report))
 (unfinished / "classification_report.txt").write_text(classification_report(**report), encoding="utf-8")
 (unfinished / "metrics.json").write_text(json.dumps(dict(
-    test_accuracy=accuracy, test_loss=loss, validation_accuracy=history["val_accuracy"][-1],
-    training_seconds=round(seconds, 1), parameters=model.count_params(), settings=settings,
+    test_accuracy=accuracy, test_loss=loss, validation_accuracy=float(history["val_accuracy"].iloc[-1]),
+    epochs_trained=trained, stopped_by_ctrl_c=bool(model.stop_training), training_seconds=round(seconds, 1),
+    parameters=model.count_params(), settings=settings,
     versions=dict(python=sys.version.split()[0], tensorflow=tf.__version__, keras=keras.__version__),
     classes=classification_report(**report, output_dict=True), confusion_matrix=counts.tolist(),
 ), indent=2), encoding="utf-8")
 
 # %% Picture 1: how the learning went
-sns.set_theme(style="ticks", palette="colorblind", font="DejaVu Sans")  # for colour-blind eyes; with ✓
-best = int(np.argmax(history["val_accuracy"]))  # a look back; the saved model is that of the last epoch
+best = history["val_accuracy"].argmax()  # a look back; the saved model is that of the last epoch
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for axis, name in zip(axes, ("accuracy", "loss")):
-    for line, key, label in (("o-", name, "training"), ("s--", "val_" + name, "validation")):
-        axis.plot(range(1, len(history[key]) + 1), history[key], line, markersize=4, label=label)
-    axis.plot(best + 1, history["val_" + name][best], "k*", markersize=14, label=f"best: epoch {best + 1}")
-    axis.set(title=f"{name.capitalize()} on {DATASET}", xlabel="epoch", ylabel=name)
+    axis.plot(history["epoch"] + 1, history[name], "o-", markersize=4, label="training")
+    axis.plot(history["epoch"] + 1, history["val_" + name], "s--", markersize=4, label="validation")
+    axis.plot(best + 1, history["val_" + name].iloc[best], "k*", markersize=14, label=f"best: epoch {best + 1}")
+    axis.set(title=f"{name.capitalize()} on {title}", xlabel="epoch", ylabel=name)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.4)
     axis.legend()
 figure.savefig(unfinished / "accuracy_loss_curves.png", dpi=120)
 
 # %% Picture 2: which class is taken for which
 shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of the pictures of each true class
-figure, axis = plt.subplots(figsize=(10, 9), layout="constrained")
 texts = [[f"{n}\n{share:.1%}" if n else "" for n, share in zip(ns, ps)] for ns, ps in zip(counts, shares)]
-sns.heatmap(shares, annot=texts, fmt="", cmap="Blues", vmin=0, vmax=1, linewidths=0.5, linecolor="lightgrey",
-            xticklabels=class_names, yticklabels=class_names, cbar_kws=dict(label="share of the true class"),
-            ax=axis)
-axis.tick_params(axis="y", rotation=0)
-axis.tick_params(axis="x", rotation=30)
-axis.set(title=f"Confusion matrix on {DATASET}: {accuracy:.2%} of {len(y_test)} test pictures right",
+side = np.clip(0.9 * num_classes, 6, 22)  # inches
+figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+sns.heatmap(shares, annot=texts if num_classes <= 30 else None, fmt="", cmap="Blues", vmin=0, vmax=1,
+            linewidths=0.5, linecolor="lightgrey", xticklabels=class_names, yticklabels=class_names,
+            cbar_kws=dict(label="share of the true class"), ax=axis)
+axis.tick_params("both", rotation=0, labelsize=min(11, 1200 / num_classes))
+axis.tick_params("x", rotation=30 if num_classes <= 10 else 90)
+axis.set(title=f"Confusion matrix on {title}: {accuracy:.2%} of {len(y_test)} test pictures right",
          xlabel="predicted class", ylabel="true class")
 figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 
 # %% Picture 3: what it says to single pictures
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
 shown = [*right[:30 - len(wrong[:10])], *wrong[:10]]
-bare = dict(xticks=[], yticks=[], frame_on=False)
-figure, axes = plt.subplots(5, 6, figsize=(11, 11), layout="constrained", subplot_kw=bare)
-figure.suptitle(f"{DATASET}: predicted class, confidence and true class of test pictures\n"
-                f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes")
-for axis, i in zip(axes.flat, shown):
-    good = predicted[i] == y_test[i]
-    axis.set_frame_on(True)
-    axis.imshow(x_test[i].squeeze(), cmap="gray")
-    axis.set_title(f"{'✓' if good else '✗'} {class_names[predicted[i]]}, {confidence[i]:.0%}\n"
-                   f"true: {class_names[y_test[i]]}", fontsize=10)
-    axis.spines[:].set(color="C0" if good else "C3", linewidth=2 if good else 5)
-figure.savefig(unfinished / "sample_predictions.png", dpi=120)
+titles = [f"{'✗' if i in wrong else '✓'} {class_names[predicted[i]][:18]}, {confidence[i]:.0%}\n"
+          f"true: {class_names[y_test[i]][:18]}" for i in shown]
+headline = (f"{title}: predicted class, confidence and true class of test pictures\n"
+            f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes")
+draw_grid(unfinished / "sample_predictions.png", headline, x_test[shown], titles, np.isin(shown, wrong))
 
 # %% Done: the results take their place
-for file in sorted(unfinished.iterdir()):
+for file in sorted(unfinished.glob("*.*")):
     file.replace(results / file.name)
-unfinished.rmdir()
+shutil.rmtree(unfinished)
 print(f"In {results.resolve()}: " + ", ".join(sorted(file.name for file in results.iterdir())))

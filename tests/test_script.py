@@ -20,6 +20,7 @@ import tomllib
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "image_recognition_cnn.py"
@@ -81,7 +82,9 @@ def assert_complete(folder, finished, classes=10):
     assert f"{found['test_accuracy']:.4f}" in (folder / "classification_report.txt").read_text(encoding="utf-8")
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == found["settings"]["EPOCHS"]
+    assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
+    assert found["epochs_trained"] == f"{len(rows)} of {found['settings']['EPOCHS']}"
+    assert found["stopped_by_ctrl_c"] or len(rows) == found["settings"]["EPOCHS"]
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(found["validation_accuracy"])
 
 
@@ -112,7 +115,7 @@ def test_saved_model_takes_raw_pixels_and_gives_the_same_accuracy(default_run):
 def test_same_seed_same_metrics_and_other_seed_other_metrics(tmp_path):
     outcomes = []
     for seed in (3, 3, 4):
-        finished = run(tmp_path, *SHORT, "--seed", seed)
+        finished = run(tmp_path, "--epochs", 1, "--filters", 8, "--seed", seed)
         assert_complete(tmp_path / "outputs" / "digits", finished)
         outcome = metrics(tmp_path / "outputs" / "digits")
         del outcome["training_seconds"], outcome["settings"]
@@ -171,50 +174,234 @@ def test_failed_download_says_where_a_copy_goes_and_changes_nothing(tmp_path, na
     assert contents(earlier) == {"metrics.json": b"an earlier run"}
 
 
+def digit_pictures(folder, number=10):
+    """Write digits 20 times as large, white on black and dark on a sheet of paper; return names and labels."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    for name, paint in (("black", lambda x: x * 15), ("paper", lambda x: 225 - x * 12)):
+        for i in range(number):
+            picture = Image.fromarray(paint(images[i].reshape(8, 8)).astype("uint8")).resize((160, 160))
+            edge = picture.getpixel((0, 0))
+            ImageOps.expand(picture, 90, edge).convert("RGB").save(folder / f"{name}{i}.jpg")
+    return [[f"{name}{i}.jpg" for i in range(number)] for name in ("black", "paper")], labels[:number]
+
+
+def test_predict_on_paper_and_on_black(default_run, tmp_path):
+    shutil.copytree(default_run[0] / "outputs", tmp_path / "outputs")
+    before = contents(tmp_path / "outputs" / "digits")
+    (black, paper), labels = digit_pictures(tmp_path)
+    (tmp_path / "notes.png").write_text("no picture at all")
+    (tmp_path / "folder.png").mkdir()
+    finished = run(tmp_path, "--predict", *black, "notes.png", *paper, "missing.jpg", "folder.png")
+    assert finished.returncode == 1, "three could not be read"
+    assert "Traceback" not in finished.stderr and len(finished.stderr.splitlines()) == 3
+    assert all(name in finished.stderr for name in ("notes.png", "missing.jpg", "folder.png"))
+    for names, taken in ((black, "white on black"), (paper, "dark on white")):
+        assert all(f"{name}: taken for {taken}" in finished.stdout for name in names)
+        answers = [re.search(rf"{name}: (\d) [\d.]+%, \d [\d.]+%, \d [\d.]+%$", finished.stdout, re.MULTILINE)[1]
+                   for name in names]
+        assert np.mean(np.array(answers, int) == labels) >= 0.8, answers
+    after = contents(tmp_path / "outputs" / "digits")
+    assert after.pop("predictions.png")[:4] == b"\x89PNG" and after == before
+
+
+def test_model_from_a_stranger_runs_no_code(tmp_path):
+    import keras
+
+    (tmp_path / "outputs" / "digits").mkdir(parents=True)
+    code = keras.layers.Lambda(lambda x: [open("owned", "w").close(), x][1])
+    keras.Sequential([keras.Input((8, 8, 1)), code]).save(tmp_path / "outputs" / "digits" / "model.keras")
+    (tmp_path / "owned").unlink(missing_ok=True)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    finished = run(tmp_path, "--predict", "a.png")
+    assert finished.returncode == 2 and len(finished.stderr.splitlines()) == 1 and "safe" in finished.stderr
+    assert not (tmp_path / "owned").exists()
+
+
+def letters(folder, number=12):
+    """A folder of 26 classes of grey 28x28 PNGs, letters at places that differ."""
+    random = np.random.default_rng(0)
+    for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ":
+        (folder / letter).mkdir(parents=True)
+        for i in range(number):
+            picture = Image.new("L", (28, 28))
+            ImageDraw.Draw(picture).text(random.integers(2, 8, 2).tolist(), letter, 255, ImageFont.load_default(20))
+            picture.save(folder / letter / f"{i}.png")
+
+
+def test_own_folder_of_26_letters_answers_in_its_words(tmp_path):
+    letters(tmp_path / "my letters")
+    finished = run(tmp_path, "--dataset", "my letters", "--image-size", 28, "--epochs", 15, "--filters", 16, 32)
+    folder = tmp_path / "outputs" / "my letters"
+    assert_complete(folder, finished, classes=26)
+    assert list(metrics(folder)["classes"])[:26] == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    assert metrics(folder)["test_accuracy"] > 0.8
+    shutil.move(tmp_path / "my letters", tmp_path / "elsewhere")
+    finished = run(tmp_path, "--dataset", "my letters", "--predict", "elsewhere/Q/0.png", "elsewhere/W/3.png")
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"0.png: Q \d", finished.stdout) and re.search(r"3.png: W \d", finished.stdout)
+
+
+def test_own_photos_of_all_sizes_and_modes(tmp_path):
+    """Three classes by colour, in train/ and test/, with files that are no pictures among them."""
+    random = np.random.default_rng(0)
+    kinds = [("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGB", "bmp"), ("LA", "png"),
+             ("L", "png")]
+    for part, number in (("train", 42), ("test", 14)):
+        for place, name in enumerate(("blue sky", "red wine", "zebra")):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(number):
+                mode, ending = kinds[i % 5 if place < 2 else i % 7]
+                pixels = random.integers(0, 90, (*random.integers(20, 300, 2), 3)).astype("uint8")
+                if place == 2:
+                    pixels[::6] = pixels[1::6][:len(pixels[::6])] = 230  # stripes, in any colour mode
+                else:
+                    pixels[..., 2 - 2 * place] += 150
+                Image.fromarray(pixels).convert(mode).save(tmp_path / "photos" / part / name / f"{i}.{ending}")
+    odd = tmp_path / "photos" / "train"
+    (odd / "empty").mkdir()
+    (odd / "zebra" / "text.png").write_text("no picture at all")
+    (odd / "zebra" / ".DS_Store").write_bytes(bytes(100))
+    bomb = Image.new("1", (20000, 20000))  # 50 kB in the file, 1.6 GB as colours
+    bomb.save(odd / "zebra" / "bomb.png", optimize=True)
+    finished = run(tmp_path, "--dataset", "photos", "--image-size", 32, *SHORT)
+    assert finished.returncode == 0, finished.stderr
+    skipped = [line for line in finished.stderr.splitlines() if line.startswith("Skipped")]
+    assert len(skipped) == 3 and all(any(name in line for line in skipped) for name in ("text", "DS_Store", "bomb"))
+    assert_complete(tmp_path / "outputs" / "photos", finished, classes=3)
+    found = metrics(tmp_path / "outputs" / "photos")
+    assert list(found["classes"])[:3] == ["blue sky", "red wine", "zebra"]
+    assert np.sum(found["confusion_matrix"]) == 42 and found["test_accuracy"] > 0.6
+
+
+def arrays(number=60, **changes):
+    """What an .npz file holds: black and white images with a little noise."""
+    y = np.arange(number) % 2
+    x = (np.random.default_rng(0).integers(0, 40, (number, 16, 16)) + 200 * y[:, None, None]).astype("uint8")
+    return dict(x_train=x, y_train=y, x_test=x[:20], y_test=y[:20]) | changes
+
+
+@pytest.mark.parametrize("parts", ["with test", "without"])
+def test_own_npz_file(tmp_path, parts):
+    names = np.array(["off", "on"])
+    given = arrays() if parts == "with test" else dict(x_train=arrays()["x_train"], y_train=names[arrays()["y_train"]])
+    np.savez(tmp_path / "lamp.npz", **given)
+    finished = run(tmp_path, "--dataset", "lamp.npz", *SHORT)
+    assert_complete(tmp_path / "outputs" / "lamp", finished, classes=2)
+    found = metrics(tmp_path / "outputs" / "lamp")
+    assert list(found["classes"])[:2] == (["0", "1"] if parts == "with test" else ["off", "on"])
+    assert np.sum(found["confusion_matrix"]) == (20 if parts == "with test" else 12)
+
+
 BAD = [
-    ("--dataset", "cats"), ("--epochs", "0"), ("--epochs", "-3"), ("--epochs", "many"), ("--batch-size", "0"),
+    ("--dataset", "cats"), ("--dataset", ""), ("--dataset", "notes.txt"), ("--image-size", "7"),
+    ("--image-size", "513"),
+    ("--epochs", "0"), ("--epochs", "-3"), ("--epochs", "many"), ("--epochs", "1e3"), ("--batch-size", "0"),
     ("--batch-size", "1.5"), ("--learning-rate", "0"), ("--learning-rate", "-1"), ("--learning-rate", "nan"),
-    ("--optimizer", "adamw"), ("--filters", "0"), ("--filters", "8 -8"), ("--filters", "8 8 8 8"),
-    ("--validation-split", "0"), ("--validation-split", "1"), ("--validation-split", "0.001"), ("--dropout", "1"),
-    ("--label-smoothing", "-0.1"), ("--precision", "int8"), ("--seed", "-1"), ("--dense-units", "0"),
-    ("--shift", "8"), ("--weight-decay", "-1"), ("--output-dir", "a_file"), ("--output-dir", "a_file/below"),
+    ("--learning-rate", "inf"), ("--optimizer", "adamw"), ("--filters", "0"), ("--filters", "8 -8"),
+    ("--filters", "8 8 8 8"), ("--filters", "8,8"), ("--validation-split", "0"), ("--validation-split", "1"),
+    ("--validation-split", "nan"), ("--dropout", "1"), ("--dropout", "nan"), ("--label-smoothing", "-0.1"),
+    ("--label-smoothing", "1"), ("--precision", "int8"), ("--seed", "-1"), ("--seed", "4294967296"),
+    ("--dense-units", "0"), ("--shift", "8"), ("--shift", "-1"), ("--weight-decay", "-1"), ("--weight-decay", "101"),
+    ("--output-dir", "a_file"), ("--output-dir", "a_file/below"), ("--resume", ""), ("--epoch", "3"),
+]
+SLOW_BAD = [  # only the data, or the model, can tell
+    ("--validation-split", "0.999"), ("--predict", "a.png"), ("--dataset", "missing.npz"),
+    ("--dataset", "broken.npz"), ("--dataset", "pickle.npz"), ("--dataset", "scaled.npz"), ("--dataset", "flat.npz"),
+    ("--dataset", "unequal.npz"), ("--dataset", "no_train.npz"), ("--dataset", "one_class.npz"),
+    ("--dataset", "new_class.npz"), ("--dataset", "tiny.npz"), ("--dataset", "no_pictures"),
+    ("--dataset", "one_class"), ("--dataset", "few"), ("--weight-decay", "100 --learning-rate 10"),
 ]
 
 
-@pytest.mark.parametrize("flag, value", BAD)
+def bad_data(folder):
+    """One file or folder for each name in SLOW_BAD."""
+    (folder / "a_file").write_text("not a folder")
+    (folder / "notes.txt").write_text("not a data set")
+    (folder / "broken.npz").write_text("not a zip file")
+    for name, changes in dict(
+        pickle=dict(x_train=np.array([1, "a", None], object)), scaled=dict(x_train=arrays()["x_train"] / 255),
+        flat=dict(x_train=np.zeros((60, 256), "uint8")), unequal=dict(y_train=np.zeros(59)),
+        one_class=dict(y_train=np.zeros(60), y_test=np.zeros(20)), new_class=dict(y_test=np.arange(20)),
+        tiny=dict(x_train=np.zeros((60, 2, 2), "uint8"), x_test=np.zeros((20, 2, 2), "uint8")),
+    ).items():
+        np.savez(folder / f"{name}.npz", **arrays(**changes))
+    np.savez(folder / "no_train.npz", images=np.zeros(3))
+    for path in ("no_pictures/a", "no_pictures/b", "one_class/a", "few/a", "few/b"):
+        (folder / path).mkdir(parents=True)
+    for i in range(8):
+        Image.new("L", (9, 9), i).save(folder / "one_class" / "a" / f"{i}.png")
+    for path in ("few/a/1.png", "few/a/2.png", "few/b/1.png"):
+        Image.new("L", (9, 9)).save(folder / path)
+
+
+@pytest.mark.parametrize("flag, value", BAD + SLOW_BAD)
 def test_bad_input_gets_one_sentence_and_status_2(tmp_path, flag, value):
-    (tmp_path / "a_file").write_text("not a folder")
+    bad_data(tmp_path)
+    title = pathlib.PurePath(value).stem if flag == "--dataset" and value else "digits"
+    earlier = tmp_path / "outputs" / title
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.json").write_text("an earlier run")
     started = time.monotonic()
-    finished = run(tmp_path, flag, *value.split())
+    finished = run(tmp_path, flag, *value.split() if value or flag == "--resume" else [""])
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1 and "Traceback" not in finished.stderr, finished.stderr
-    assert flag in finished.stderr and value.split()[-1] in finished.stderr
-    if value != "0.001":  # only the data can tell that this share is too small
+    if "100" in value:
+        assert "NaN" in finished.stderr and "--learning-rate 1." in finished.stderr
+    else:
+        assert flag in finished.stderr and (flag == "--predict" or not value or value.split()[-1] in finished.stderr)
+    if (flag, value) in BAD:
         assert time.monotonic() - started < 3, "a mistake is found before TensorFlow is loaded"
+    assert contents(earlier) == {"metrics.json": b"an earlier run"}
 
 
-def test_unknown_flag_is_named(tmp_path):
-    finished = run(tmp_path, "--epoch", "3")
-    assert finished.returncode == 2 and "--epoch" in finished.stderr and len(finished.stderr.splitlines()) == 1
-
-
-def test_run_killed_in_training_leaves_earlier_results(default_run, tmp_path):
-    shutil.copytree(default_run[0] / "outputs", tmp_path / "outputs")
-    before = contents(tmp_path / "outputs" / "digits")
-    (tmp_path / "keras").mkdir()
-    process = subprocess.Popen(**command(tmp_path, "--epochs", 1000), stdout=subprocess.PIPE)
+def start_and_send(sign, line_start, folder, *arguments):
+    """Start a run, send it a signal when a line of its output starts as given, and return its exit status."""
+    (folder / "keras").mkdir(exist_ok=True)
+    process = subprocess.Popen(**command(folder, *arguments), stdout=subprocess.PIPE)
     for line in process.stdout:
-        if line.startswith("Epoch 2/"):
-            process.send_signal(signal.SIGKILL)
-    process.wait()
+        if line.startswith(line_start):
+            time.sleep(0.05)  # seconds; into the epoch
+            process.send_signal(sign)
     process.stdout.close()
-    assert contents(tmp_path / "outputs" / "digits") == before
-    assert_complete(tmp_path / "outputs" / "digits", run(tmp_path, *SHORT))
+    return process.wait()
+
+
+def history(folder):
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_killed_run_resumes_and_leaves_earlier_results_until_then(default_run, tmp_path):
+    shutil.copytree(default_run[0] / "outputs", tmp_path / "outputs")
+    results = tmp_path / "outputs" / "digits"
+    before = contents(results)
+    assert start_and_send(signal.SIGKILL, "Epoch 12/", tmp_path) == -signal.SIGKILL
+    assert contents(results) == before
+    other = run(tmp_path, "--resume", "--epochs", 31, "--optimizer", "sgd")
+    assert other.returncode == 2 and "EPOCHS was 30" in other.stderr and "OPTIMIZER was adam" in other.stderr
+    assert start_and_send(signal.SIGKILL, "Test accuracy", tmp_path, "--resume") == -signal.SIGKILL
+    assert contents(results) == before, "killed while it draws"
+    finished = run(tmp_path, "--resume")
+    assert "Epoch 30/" not in finished.stdout, "all epochs had been finished"
+    assert_complete(results, finished)
+    uncut = history(default_run[0] / "outputs" / "digits")
+    assert [row["learning_rate"] for row in history(results)] == [row["learning_rate"] for row in uncut]
+    assert metrics(results)["test_accuracy"] >= 0.98
+
+
+def test_ctrl_c_ends_training_gracefully(tmp_path):
+    assert start_and_send(signal.SIGINT, "Epoch 2/", tmp_path, "--epochs", 500) == 0
+    finished = subprocess.CompletedProcess([], 0)
+    assert_complete(tmp_path / "outputs" / "digits", finished)
+    found = metrics(tmp_path / "outputs" / "digits")
+    assert found["epochs_trained"] == "2 of 500" and found["stopped_by_ctrl_c"]
 
 
 def test_help_lists_every_setting_with_its_meaning(tmp_path):
     source = SCRIPT.read_text(encoding="utf-8")
-    block = source[source.index("settings\n# data"):source.index("end of the settings")]
+    block = source[source.index("# %% Settings"):source.index("# %% Flags")]
     names = re.findall(r"^([A-Z_]+) = ", block, re.MULTILINE)
     started = time.monotonic()
     finished = run(tmp_path, "--help", COLUMNS="500")
