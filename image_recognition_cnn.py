@@ -5,9 +5,8 @@
 # ///
 """Image recognition with a convolutional neural network (CNN), from pixels to pictures.
 
-Loads a data set, trains a small CNN on it, measures it on images it has never seen and draws what
-came out into outputs/. Read it from top to bottom: it is written in the order in which it runs. In a
-first reading, skip from the settings to "Data": what lies between only reads and checks them.
+Loads a data set, trains a small CNN on it, measures it on images it has never seen and draws what came out
+into outputs/. It is written in the order in which it runs; in a first reading, go from the settings to "Data".
 
     python image_recognition_cnn.py                                 # works offline, in half a minute
     python image_recognition_cnn.py --dataset cifar10 --epochs 4    # every setting is a flag
@@ -16,8 +15,8 @@ first reading, skip from the settings to "Data": what lies between only reads an
 """
 
 # %% Settings: change a number, run again, and see what it did
-# dict(...) holds one value per data set or optimizer; a name that it lacks takes the last one.
-# Each line makes a command-line flag too: BATCH_SIZE is --batch-size. A share keeps its point, as in 0.0.
+# dict(...) holds one value per data set or optimizer, the last for all that it doesn't name. Each line makes
+# a command-line flag too: BATCH_SIZE is --batch-size. Write 0.0, not 0: the flag takes what the value is.
 # data
 DATASET = "digits"  # digits (needs no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height to which the pictures of a folder are brought, 8 to 512 pixels
@@ -36,7 +35,7 @@ OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # factor on each step, above 0, up to 10: the peak of its curve
 WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # share of each weight lost per unit of learning rate, 0 to 100
 LABEL_SMOOTHING = 0.2  # share of each label spread evenly over all classes, from 0 to below 1
-PRECISION = "float32"  # of the arithmetic: float32, mixed_bfloat16 or mixed_float16
+PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
 SEED = 0  # start of all random numbers, 0 to 4294967295; same seed and same machine: same result
 # results
 OUTPUT_DIR = "outputs"  # a folder; each data set gets its own in it, where a new run replaces the last
@@ -45,7 +44,6 @@ PREDICT = ()  # pictures to classify with the model of an earlier run, in place 
 
 # %% Flags, before anything slow: --help and a mistake answer at once
 import argparse, json, os, pathlib, re, shutil, signal, socket, sys, tempfile, time, zipfile
-
 settings = {name: value for name, value in globals().items() if name.isupper()}  # the block above
 meanings = {}
 
@@ -68,6 +66,7 @@ if "ipykernel" not in sys.modules:  # a notebook has no command line; there the 
         parser.add_argument("--" + name.lower().replace("_", "-"), default=default,
                             help=meanings.get(name, ""), **kinds.get(type(example), dict(type=type(example))))
     settings = {name.upper(): value for name, value in vars(parser.parse_args()).items()}
+    signal.signal(signal.SIGINT, lambda *_: stop("ended by Ctrl-C; results of earlier runs stay as they were."))
     getattr(sys.stdout, "reconfigure", dict)(errors="replace")  # a console may lack Keras' line drawing
     os.environ["MPLBACKEND"] = "Agg"  # draw into files: works with no screen, and no window holds up the run
 for name, value in settings.items():
@@ -76,10 +75,12 @@ for name, value in settings.items():
 globals().update(settings)
 
 # %% Checks of all that can be checked before the work starts
-image_size = dict(digits=8, mnist=28, fashion_mnist=28, cifar10=32).get(DATASET, IMAGE_SIZE)  # pixels
-is_built_in = DATASET in ("digits", "mnist", "fashion_mnist", "cifar10")
+built_in = dict(digits=8, mnist=28, fashion_mnist=28, cifar10=32)  # width and height in pixels
+is_npz = DATASET.endswith(".npz") and os.path.isfile(DATASET)
+image_size = built_in.get(DATASET, 512 if is_npz else IMAGE_SIZE)
+title = pathlib.Path(DATASET).resolve().name.removesuffix(".npz")  # of the pictures and the folder of results
 for name, allowed in dict(
-    DATASET=is_built_in or os.path.isdir(DATASET) or DATASET.endswith(".npz") or PREDICT,
+    DATASET=DATASET in built_in or (is_npz or os.path.isdir(DATASET) or PREDICT) and title not in built_in,
     IMAGE_SIZE=8 <= IMAGE_SIZE <= 512, VALIDATION_SPLIT=0 < VALIDATION_SPLIT < 1, SHIFT=0 <= SHIFT < image_size,
     FILTERS=min(FILTERS) >= 1, DENSE_UNITS=DENSE_UNITS >= 1, DROPOUT=0 <= DROPOUT < 1, EPOCHS=EPOCHS >= 1,
     BATCH_SIZE=BATCH_SIZE >= 1, OPTIMIZER=OPTIMIZER in ("adam", "sgd"), LEARNING_RATE=0 < LEARNING_RATE <= 10,
@@ -87,26 +88,24 @@ for name, allowed in dict(
     PRECISION=PRECISION in ("float32", "mixed_bfloat16", "mixed_float16"), SEED=0 <= SEED < 2**32,
 ).items():
     if not allowed:
-        stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, 'see above')}.")
+        stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, '')}.")
 if (most := image_size.bit_length() - 1) < len(FILTERS):
     stop(f"--filters {FILTERS} is too long: a block halves the image, and {image_size} pixels allow {most}.")
 
 # Results are collected in a folder of their own and take their place at the very end, so that a run that
 # fails leaves the results of the run before it as they were. Two runs at once need two --output-dir.
-title = pathlib.Path(DATASET).resolve().name.removesuffix(".npz")
 results, unfinished = pathlib.Path(OUTPUT_DIR, title), pathlib.Path(OUTPUT_DIR, title + ".unfinished")
 begun = unfinished / "resume" / "settings.json"  # of a run that was cut off; --resume takes no others
 now = {name: str(value) for name, value in settings.items() if name not in ("OUTPUT_DIR", "RESUME", "PREDICT")}
 before = json.loads(begun.read_text(encoding="utf-8")) if RESUME and begun.is_file() else {}
 if RESUME and before != now:
     differing = ", ".join(f"{name} was {before[name]}" for name in before if before[name] != now.get(name))
-    stop(f"--resume needs a run that was cut off, and its settings: {differing or f'none in {unfinished}'}.")
+    stop(f"--resume takes the settings of a run that was cut off: {differing or f'{unfinished} holds none'}.")
 try:
     if not RESUME and not PREDICT:
         shutil.rmtree(unfinished, ignore_errors=True)
         begun.parent.mkdir(parents=True)
         begun.write_text(json.dumps(now), encoding="utf-8")
-        results.mkdir(exist_ok=True)
 except OSError as error:
     stop(f"--output-dir {OUTPUT_DIR} can't be written ({error.strerror}); name a folder of your own.")
 
@@ -131,21 +130,22 @@ from PIL import Image, ImageOps  # comes with matplotlib
 from sklearn.datasets import load_digits
 from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.model_selection import train_test_split
-
 print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
 keras.utils.set_random_seed(SEED)  # Python's, NumPy's and TensorFlow's random numbers
 keras.config.set_dtype_policy(PRECISION)
 if tf.config.list_physical_devices("GPU"):
     print("Note: a GPU adds numbers in varying order, so two runs with one seed can differ slightly.")
-
-sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans")  # for colour-blind eyes; with ✓
+sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans", rc={"text.parse_math": False})
 
 
 def read_picture(path):
     """Return a picture file of any size and mode as an RGB image, upright and on white; if unreadable, None."""
     try:
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(path))
+        if picture.mode.startswith("I"):  # 16 bits of grey
+            picture = Image.fromarray((np.asarray(picture) // 256).astype("uint8"))
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
     except Exception as error:  # Pillow has many
         print(f"Skipped {path}, which can't be read as a picture: {error}", file=sys.stderr)
 
@@ -181,14 +181,14 @@ if PREDICT:
             print(f"{path}: taken for {'dark on white' if on_white else 'white on black'}")
             picture = ImageOps.invert(picture) if on_white else picture
             picture = picture.crop(picture.point(lambda pixel: 255 * (pixel > 100)).getbbox())
-            margin = 4 if DATASET == "mnist" else 0
+            margin = 4 if DATASET == "mnist" else 0  # its digits fill 20 of 28 pixels
             picture = ImageOps.expand(ImageOps.pad(picture, (width - 2 * margin, height - 2 * margin)), margin)
         picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height))
         shown.append(np.asarray(picture).reshape(height, width, channels))
         probabilities = model.predict(shown[-1][None], verbose=0)[0]  # (number of classes,)
         likeliest = [f"{class_names[i]} {probabilities[i]:.1%}" for i in probabilities.argsort()[:-4:-1]]
         print(f"{path}: {', '.join(likeliest)}")
-        titles.append(f"{pathlib.Path(path).name[-18:]}\n{likeliest[0][-22:]}")
+        titles.append(f"{pathlib.Path(path).name[-20:]}\n{likeliest[0][-22:]}")
     if shown:
         draw_grid(results / "predictions.png", "As the network saw it", shown[:60], titles, [False] * 60)
         print(f"Drawn in {results / 'predictions.png'}")
@@ -198,7 +198,7 @@ if PREDICT:
 def read_folder(folder):
     """Return the pictures folder/class/* as (number, IMAGE_SIZE, IMAGE_SIZE, 3) uint8, and their classes."""
     images, labels = [], []
-    for path in sorted(pathlib.Path(folder).glob("*/*")):
+    for path in sorted(pathlib.Path(folder).glob("[!.]*/[!.]*")):
         if picture := read_picture(path):
             images.append(np.asarray(ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE))))  # cuts out the middle
             labels.append(path.parent.name)
@@ -209,10 +209,10 @@ try:  # the parts are training and test, each with images and labels, or all in 
     if DATASET == "digits":
         images, labels = load_digits(return_X_y=True)  # (1797, 64) float64 from 0 to 16, (1797,)
         parts = [((images * 255 / 16).round().astype("uint8").reshape(-1, 8, 8), labels)]
-    elif is_built_in:
+    elif DATASET in built_in:
         socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
         parts = getattr(keras.datasets, DATASET).load_data()
-    elif DATASET.endswith(".npz"):
+    elif is_npz:
         with np.load(DATASET, allow_pickle=False) as file:  # a pickle could run any program of its author
             names = ("train", "test") if "x_test" in file else ("train",)
             parts = [(file[f"x_{name}"], file[f"y_{name}"]) for name in names]
@@ -220,10 +220,9 @@ try:  # the parts are training and test, each with images and labels, or all in 
         in_two = os.path.isdir(f"{DATASET}/train") and os.path.isdir(f"{DATASET}/test")
         parts = [read_folder(f"{DATASET}/{name}") for name in (("train", "test") if in_two else ("",))]
 except Exception as error:
-    if not is_built_in:
-        stop(f"--dataset {DATASET} can't be read ({error}).")
+    if DATASET not in built_in:
+        stop(f"--dataset {DATASET} is neither a folder of pictures nor an .npz file without pickles: {error}.")
     home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
-    home = home if os.access(home, os.W_OK) else pathlib.Path(tempfile.gettempdir(), ".keras")
     store = "storage.googleapis.com/tensorflow/tf-keras-datasets/"
     address, name = dict(  # where Keras fetches it, and under which name it looks for a copy before that
         mnist=(store + "mnist.npz", "mnist.npz"),
@@ -232,11 +231,12 @@ except Exception as error:
     )[DATASET]
     stop(f"{DATASET} could not be loaded from https://{address} ({error}): put a copy of the file at "
          f"{home / 'datasets' / name}, or run --dataset digits, which needs no download.")
+least = max(2 ** len(FILTERS), SHIFT + 1)  # pixels
 for x, y in parts:
-    if (x.dtype != "uint8" or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or y.size != len(x)
-            or x.shape[1:] != parts[0][0].shape[1:] or min(x.shape[1:3]) < 2 ** len(FILTERS)):
-        stop(f"--dataset {DATASET} has {x.dtype} {x.shape} and {y.size} labels; it takes uint8 (number, height, "
-             f"width) or (number, height, width, 3) of {2 ** len(FILTERS)} pixels or more, and labels (number,).")
+    if (x.dtype != "uint8" or x.shape[3:] not in ((), (1,), (3,)) or min(x.shape[1:3], default=0) < least
+            or x.shape[1:] != parts[0][0].shape[1:] or y.size != len(x)):
+        stop(f"--dataset {DATASET} has {x.dtype} {x.shape}, {y.size} labels; it takes uint8 (number, height, "
+             f"width) or (number, height, width, 3), {least} pixels or more, alike in both parts, with labels.")
 x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0]))  # grey: 1 channel
 names, labels = np.unique(np.concatenate([y.ravel() for _, y in parts]), return_inverse=True)
 y_train, y_test = labels[:len(x_train)], labels[len(x_train):]  # (number,) int, in the order of names
@@ -247,9 +247,10 @@ class_names = {
 num_classes = len(class_names)
 # The validation images are cut from the training images, the same share of every class. Choose settings by
 # them: the test images are looked at once, at the end. Who tunes on the test set fools himself.
+few = [name for name, number in zip(class_names, np.bincount(y_train, minlength=num_classes)) if number < 3]
+if num_classes < 2 or few or not len(x_test):
+    stop(f"--dataset {DATASET} has too few {few or 'classes or test images'}: each class takes 3 to train on.")
 try:
-    if len(np.unique(y_train)) < max(2, num_classes):
-        raise ValueError("training takes two classes (sub-folders) or more, with pictures in each")
     if len(parts) == 1:  # then a fifth is for the test, the same whatever the SEED
         x_train, x_test, y_train, y_test = train_test_split(
             x_train, y_train, stratify=y_train, random_state=0, test_size=max(0.2, num_classes / len(x_train)))
@@ -265,9 +266,8 @@ print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} vali
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
 normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 10,000 of CIFAR-10: enough, and 0.5 GB less
-share = SHIFT / x_train.shape[1]
 augmentation = [  # acts in training only, where no image is then seen twice in quite the same way
-    layers.RandomTranslation(share, share, fill_mode="reflect", interpolation="nearest"),
+    layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest"),
     *([layers.RandomFlip("horizontal")] if MIRROR else []),
 ] if AUGMENTATION else []
 
@@ -296,10 +296,10 @@ model = keras.Sequential([
     *augmentation,
     normalization,
     *[layer for filters in FILTERS for layer in block(filters)],  # CIFAR-10: (4, 4, 256)
-    layers.Flatten(),  # (4096,)
-    layers.Dense(DENSE_UNITS, activation="relu"),  # (128,)
+    layers.Flatten(),  # CIFAR-10: (4096,)
+    layers.Dense(DENSE_UNITS, activation="relu"),  # (DENSE_UNITS,)
     layers.Dropout(DROPOUT),
-    layers.Dense(num_classes, activation="softmax", dtype="float32"),  # (10,), float32 in any PRECISION
+    layers.Dense(num_classes, activation="softmax", dtype="float32"),  # (num_classes,) float32, always
 ])
 model.summary()
 
@@ -326,31 +326,30 @@ def batches(images, labels, shuffle=False):
     minute when an epoch is over (TensorFlow 2.21): on CIFAR-10, 140 s an epoch instead of 100 s.
     """
     images, labels = tf.constant(images), tf.constant(keras.utils.to_categorical(labels, num_classes))
-    order = tf.data.Dataset.range(len(images))
-    order = order.shuffle(len(images), seed=SEED) if shuffle else order  # another order in each epoch
+    order = tf.data.Dataset.range(len(images)).shuffle(len(images) if shuffle else 1, seed=SEED)
     data = order.batch(BATCH_SIZE).map(lambda i: (tf.gather(images, i), tf.gather(labels, i))).prefetch(2)
     options = tf.data.Options()
     options.autotune.enabled = False
     return data.with_options(options)
 
 
-# Ctrl-C ends the training after the step at hand; what was learned so far is evaluated, drawn and saved.
-signal.signal(signal.SIGINT, lambda *_: setattr(model, "stop_training", True))
-started = time.perf_counter()
+started, interrupt = time.perf_counter(), signal.getsignal(signal.SIGINT)
 model.fit(
     batches(x_train, y_train, shuffle=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
     verbose=1 if sys.stdout.isatty() else 2, shuffle=False,  # a moving bar on a screen; shuffled by batches
     callbacks=[
-        callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: logs.update(learning_rate=float(optimizer.learning_rate))),
+        callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: (
+            logs.update(learning_rate=float(optimizer.learning_rate)),
+            # From now on Ctrl-C only ends the training, after the step at hand; evaluation and pictures follow.
+            signal.signal(signal.SIGINT, lambda *_: setattr(model, "stop_training", True)))),
         callbacks.CSVLogger(unfinished / "history.csv", append=RESUME),
         callbacks.BackupAndRestore(unfinished / "resume/last", double_checkpoint=True, delete_checkpoint=False),
         callbacks.TerminateOnNaN(),
     ])
 seconds = time.perf_counter() - started
-signal.signal(signal.SIGINT, signal.default_int_handler)
-# An epoch cut off between its row in the table and its checkpoint was run again, and its last row holds.
-history = pd.read_csv(unfinished / "history.csv").drop_duplicates("epoch", keep="last")
+signal.signal(signal.SIGINT, interrupt)
+# An epoch that was cut off between its row in the table and its checkpoint has two: the last holds.
+history = pd.read_csv(unfinished / "history.csv").drop_duplicates("epoch", keep="last", ignore_index=True)
 history.to_csv(unfinished / "history.csv", index=False)
 if not np.isfinite(history["loss"].iloc[-1]):
     stop(f"The loss became NaN, as the steps were too large; try --learning-rate {LEARNING_RATE / 10:g}.")
@@ -384,19 +383,19 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for axis, name in zip(axes, ("accuracy", "loss")):
     axis.plot(history["epoch"] + 1, history[name], "o-", markersize=4, label="training")
     axis.plot(history["epoch"] + 1, history["val_" + name], "s--", markersize=4, label="validation")
-    axis.plot(best + 1, history["val_" + name].iloc[best], "k*", markersize=14, label=f"best: epoch {best + 1}")
+    axis.plot(best + 1, history["val_" + name][best], "k*", ms=14, label=f"best accuracy: epoch {best + 1}")
     axis.set(title=f"{name.capitalize()} on {title}", xlabel="epoch", ylabel=name)
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend()
 figure.savefig(unfinished / "accuracy_loss_curves.png", dpi=120)
 
 # %% Picture 2: which class is taken for which
-shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of the pictures of each true class
+shares = confusion_matrix(y_test, predicted, labels=range(num_classes), normalize="true")  # of each true class
+short = [name[:16] for name in class_names]
 texts = [[f"{n}\n{share:.1%}" if n else "" for n, share in zip(ns, ps)] for ns, ps in zip(counts, shares)]
-side = np.clip(0.9 * num_classes, 6, 22)  # inches
-figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+figure, axis = plt.subplots(figsize=np.clip(3 + 0.6 * num_classes, 6, 22) + [1, 0], layout="constrained")
 sns.heatmap(shares, annot=texts if num_classes <= 30 else None, fmt="", cmap="Blues", vmin=0, vmax=1,
-            linewidths=0.5, linecolor="lightgrey", xticklabels=class_names, yticklabels=class_names,
+            linewidths=0.5, linecolor="lightgrey", xticklabels=short, yticklabels=short,
             cbar_kws=dict(label="share of the true class"), ax=axis)
 axis.tick_params("both", rotation=0, labelsize=min(11, 1200 / num_classes))
 axis.tick_params("x", rotation=30 if num_classes <= 10 else 90)
@@ -407,14 +406,15 @@ figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 # %% Picture 3: what it says to single pictures
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
 shown = [*right[:30 - len(wrong[:10])], *wrong[:10]]
-titles = [f"{'✗' if i in wrong else '✓'} {class_names[predicted[i]][:18]}, {confidence[i]:.0%}\n"
-          f"true: {class_names[y_test[i]][:18]}" for i in shown]
+titles = [f"{'✗' if i in wrong else '✓'} {short[predicted[i]]}, {confidence[i]:.0%}\n"
+          f"true: {short[y_test[i]]}" for i in shown]
 headline = (f"{title}: predicted class, confidence and true class of test pictures\n"
             f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes")
 draw_grid(unfinished / "sample_predictions.png", headline, x_test[shown], titles, np.isin(shown, wrong))
 
 # %% Done: the results take their place
-for file in sorted(unfinished.glob("*.*")):
+results.mkdir(exist_ok=True)
+for file in sorted(unfinished.glob("*.*")):  # but for the folder resume
     file.replace(results / file.name)
 shutil.rmtree(unfinished)
 print(f"In {results.resolve()}: " + ", ".join(sorted(file.name for file in results.iterdir())))

@@ -78,7 +78,7 @@ def assert_complete(folder, finished, classes=10):
     matrix = np.array(found["confusion_matrix"])
     assert matrix.shape == (classes, classes)
     assert np.trace(matrix) / matrix.sum() == pytest.approx(found["test_accuracy"])
-    assert list(matrix.sum(axis=1)) == [found["classes"][name]["support"] for name in list(found["classes"])[:classes]]
+    assert list(matrix.sum(axis=1)) == [scores["support"] for scores in list(found["classes"].values())[:classes]]
     assert f"{found['test_accuracy']:.4f}" in (folder / "classification_report.txt").read_text(encoding="utf-8")
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -206,13 +206,15 @@ def test_predict_on_paper_and_on_black(default_run, tmp_path):
     assert after.pop("predictions.png")[:4] == b"\x89PNG" and after == before
 
 
-def test_model_from_a_stranger_runs_no_code(tmp_path):
+def test_model_from_a_stranger_runs_no_code(tmp_path, monkeypatch):
     import keras
+
+    monkeypatch.chdir(tmp_path)
 
     (tmp_path / "outputs" / "digits").mkdir(parents=True)
     code = keras.layers.Lambda(lambda x: [open("owned", "w").close(), x][1])
     keras.Sequential([keras.Input((8, 8, 1)), code]).save(tmp_path / "outputs" / "digits" / "model.keras")
-    (tmp_path / "owned").unlink(missing_ok=True)
+    (tmp_path / "owned").unlink(missing_ok=True)  # Keras ran it here, to know the shape
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     finished = run(tmp_path, "--predict", "a.png")
     assert finished.returncode == 2 and len(finished.stderr.splitlines()) == 1 and "safe" in finished.stderr
@@ -247,7 +249,7 @@ def test_own_photos_of_all_sizes_and_modes(tmp_path):
     """Three classes by colour, in train/ and test/, with files that are no pictures among them."""
     random = np.random.default_rng(0)
     kinds = [("RGB", "jpg"), ("RGBA", "png"), ("P", "gif"), ("CMYK", "jpg"), ("RGB", "bmp"), ("LA", "png"),
-             ("L", "png")]
+             ("I;16", "png")]
     for part, number in (("train", 42), ("test", 14)):
         for place, name in enumerate(("blue sky", "red wine", "zebra")):
             (tmp_path / "photos" / part / name).mkdir(parents=True)
@@ -258,9 +260,15 @@ def test_own_photos_of_all_sizes_and_modes(tmp_path):
                     pixels[::6] = pixels[1::6][:len(pixels[::6])] = 230  # stripes, in any colour mode
                 else:
                     pixels[..., 2 - 2 * place] += 150
-                Image.fromarray(pixels).convert(mode).save(tmp_path / "photos" / part / name / f"{i}.{ending}")
+                if mode == "I;16":
+                    picture = Image.fromarray(pixels[..., 0].astype("uint16") * 257)
+                else:
+                    picture = Image.fromarray(pixels).convert(mode)
+                picture.save(tmp_path / "photos" / part / name / f"{i}.{ending}")
     odd = tmp_path / "photos" / "train"
     (odd / "empty").mkdir()
+    (odd / ".hidden").mkdir()
+    Image.new("L", (9, 9)).save(odd / ".hidden" / "thumbnail.png")
     (odd / "zebra" / "text.png").write_text("no picture at all")
     (odd / "zebra" / ".DS_Store").write_bytes(bytes(100))
     bomb = Image.new("1", (20000, 20000))  # 50 kB in the file, 1.6 GB as colours
@@ -268,7 +276,7 @@ def test_own_photos_of_all_sizes_and_modes(tmp_path):
     finished = run(tmp_path, "--dataset", "photos", "--image-size", 32, *SHORT)
     assert finished.returncode == 0, finished.stderr
     skipped = [line for line in finished.stderr.splitlines() if line.startswith("Skipped")]
-    assert len(skipped) == 3 and all(any(name in line for line in skipped) for name in ("text", "DS_Store", "bomb"))
+    assert len(skipped) == 2 and "text.png" in "".join(skipped) and "bomb.png" in "".join(skipped)
     assert_complete(tmp_path / "outputs" / "photos", finished, classes=3)
     found = metrics(tmp_path / "outputs" / "photos")
     assert list(found["classes"])[:3] == ["blue sky", "red wine", "zebra"]
@@ -284,13 +292,15 @@ def arrays(number=60, **changes):
 
 @pytest.mark.parametrize("parts", ["with test", "without"])
 def test_own_npz_file(tmp_path, parts):
-    names = np.array(["off", "on"])
-    given = arrays() if parts == "with test" else dict(x_train=arrays()["x_train"], y_train=names[arrays()["y_train"]])
+    names = np.array(["off", "on $^$"])  # matplotlib would read a formula
+    given = arrays()
+    if parts == "without":
+        given = dict(x_train=given["x_train"], y_train=names[given["y_train"]])
     np.savez(tmp_path / "lamp.npz", **given)
     finished = run(tmp_path, "--dataset", "lamp.npz", *SHORT)
     assert_complete(tmp_path / "outputs" / "lamp", finished, classes=2)
     found = metrics(tmp_path / "outputs" / "lamp")
-    assert list(found["classes"])[:2] == (["0", "1"] if parts == "with test" else ["off", "on"])
+    assert list(found["classes"])[:2] == (["0", "1"] if parts == "with test" else ["off", "on $^$"])
     assert np.sum(found["confusion_matrix"]) == (20 if parts == "with test" else 12)
 
 
@@ -304,13 +314,15 @@ BAD = [
     ("--validation-split", "nan"), ("--dropout", "1"), ("--dropout", "nan"), ("--label-smoothing", "-0.1"),
     ("--label-smoothing", "1"), ("--precision", "int8"), ("--seed", "-1"), ("--seed", "4294967296"),
     ("--dense-units", "0"), ("--shift", "8"), ("--shift", "-1"), ("--weight-decay", "-1"), ("--weight-decay", "101"),
-    ("--output-dir", "a_file"), ("--output-dir", "a_file/below"), ("--resume", ""), ("--epoch", "3"),
+    ("--dataset", "missing.npz"), ("--dataset", "other/digits"), ("--output-dir", "a_file"),
+    ("--output-dir", "a_file/below"), ("--resume", ""), ("--epoch", "3"),
 ]
 SLOW_BAD = [  # only the data, or the model, can tell
-    ("--validation-split", "0.999"), ("--predict", "a.png"), ("--dataset", "missing.npz"),
-    ("--dataset", "broken.npz"), ("--dataset", "pickle.npz"), ("--dataset", "scaled.npz"), ("--dataset", "flat.npz"),
+    ("--validation-split", "0.999"), ("--predict", "a.png"), ("--dataset", "broken.npz"),
+    ("--dataset", "pickle.npz"), ("--dataset", "scaled.npz"), ("--dataset", "flat.npz"),
     ("--dataset", "unequal.npz"), ("--dataset", "no_train.npz"), ("--dataset", "one_class.npz"),
-    ("--dataset", "new_class.npz"), ("--dataset", "tiny.npz"), ("--dataset", "no_pictures"),
+    ("--dataset", "new_class.npz"), ("--dataset", "tiny.npz"), ("--shift", "20 --dataset few_pixels.npz"),
+    ("--dataset", "no_test.npz"), ("--dataset", "no_pictures"),
     ("--dataset", "one_class"), ("--dataset", "few"), ("--weight-decay", "100 --learning-rate 10"),
 ]
 
@@ -324,11 +336,12 @@ def bad_data(folder):
         pickle=dict(x_train=np.array([1, "a", None], object)), scaled=dict(x_train=arrays()["x_train"] / 255),
         flat=dict(x_train=np.zeros((60, 256), "uint8")), unequal=dict(y_train=np.zeros(59)),
         one_class=dict(y_train=np.zeros(60), y_test=np.zeros(20)), new_class=dict(y_test=np.arange(20)),
+        few_pixels=dict(), no_test=dict(x_test=np.zeros((0, 16, 16), "uint8"), y_test=np.zeros(0)),
         tiny=dict(x_train=np.zeros((60, 2, 2), "uint8"), x_test=np.zeros((20, 2, 2), "uint8")),
     ).items():
         np.savez(folder / f"{name}.npz", **arrays(**changes))
     np.savez(folder / "no_train.npz", images=np.zeros(3))
-    for path in ("no_pictures/a", "no_pictures/b", "one_class/a", "few/a", "few/b"):
+    for path in ("no_pictures/a", "no_pictures/b", "other/digits/a", "one_class/a", "few/a", "few/b"):
         (folder / path).mkdir(parents=True)
     for i in range(8):
         Image.new("L", (9, 9), i).save(folder / "one_class" / "a" / f"{i}.png")
@@ -350,7 +363,8 @@ def test_bad_input_gets_one_sentence_and_status_2(tmp_path, flag, value):
     if "100" in value:
         assert "NaN" in finished.stderr and "--learning-rate 1." in finished.stderr
     else:
-        assert flag in finished.stderr and (flag == "--predict" or not value or value.split()[-1] in finished.stderr)
+        assert flag in finished.stderr or value.split()[-1] in finished.stderr
+        assert flag == "--predict" or not value or value.split()[-1] in finished.stderr
     if (flag, value) in BAD:
         assert time.monotonic() - started < 3, "a mistake is found before TensorFlow is loaded"
     assert contents(earlier) == {"metrics.json": b"an earlier run"}
@@ -392,6 +406,11 @@ def test_killed_run_resumes_and_leaves_earlier_results_until_then(default_run, t
 
 
 def test_ctrl_c_ends_training_gracefully(tmp_path):
+    earlier = tmp_path / "outputs" / "digits"
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.json").write_text("an earlier run")
+    assert start_and_send(signal.SIGINT, "Epoch 1/", tmp_path, "--epochs", 500) == 2, "nothing was learned yet"
+    assert contents(earlier) == {"metrics.json": b"an earlier run"}
     assert start_and_send(signal.SIGINT, "Epoch 2/", tmp_path, "--epochs", 500) == 0
     finished = subprocess.CompletedProcess([], 0)
     assert_complete(tmp_path / "outputs" / "digits", finished)
