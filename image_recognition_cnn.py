@@ -95,17 +95,17 @@ if (most := image_size.bit_length() - 1) < len(FILTERS):
 # Results are collected in a folder of their own and take their place at the very end, so that a run that
 # fails leaves the results of the run before it as they were. Two runs at once need two --output-dir.
 results, unfinished = pathlib.Path(OUTPUT_DIR, title), pathlib.Path(OUTPUT_DIR, title + ".unfinished")
-begun = unfinished / "resume" / "settings.json"  # of a run that was cut off; --resume takes no others
+settings_file = unfinished / "resume" / "settings.json"  # of a run that was cut off; --resume takes no others
 now = {name: str(value) for name, value in settings.items() if name not in ("OUTPUT_DIR", "RESUME", "PREDICT")}
-before = json.loads(begun.read_text(encoding="utf-8")) if RESUME and begun.is_file() else {}
-if RESUME and before != now:
-    differing = ", ".join(f"{name} was {before[name]}" for name in before if before[name] != now.get(name))
+then = json.loads(settings_file.read_text(encoding="utf-8")) if RESUME and settings_file.is_file() else {}
+if RESUME and then != now:
+    differing = ", ".join(f"{name} was {then[name]}" for name in then if then[name] != now.get(name))
     stop(f"--resume takes the settings of a run that was cut off: {differing or f'{unfinished} holds none'}.")
 try:
     if not RESUME and not PREDICT:
         shutil.rmtree(unfinished, ignore_errors=True)
-        begun.parent.mkdir(parents=True)
-        begun.write_text(json.dumps(now), encoding="utf-8")
+        settings_file.parent.mkdir(parents=True)
+        settings_file.write_text(json.dumps(now), encoding="utf-8")
 except OSError as error:
     stop(f"--output-dir {OUTPUT_DIR} can't be written ({error.strerror}); name a folder of your own.")
 
@@ -142,7 +142,7 @@ def read_picture(path):
     """Return a picture file of any size and mode as an RGB image, upright and on white; if unreadable, None."""
     try:
         picture = ImageOps.exif_transpose(Image.open(path))
-        if picture.mode.startswith("I"):  # 16 bits of grey
+        if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
             picture = Image.fromarray((np.asarray(picture) // 256).astype("uint8"))
         white = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
@@ -265,7 +265,7 @@ print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} vali
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
-normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 10,000 of CIFAR-10: enough, and 0.5 GB less
+normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 30 million numbers are enough
 augmentation = [  # acts in training only, where no image is then seen twice in quite the same way
     layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest"),
     *([layers.RandomFlip("horizontal")] if MIRROR else []),
@@ -306,10 +306,10 @@ model.summary()
 # %% Training
 # The rate rises from 0 over the first fifth of the run, as the first gradients of a random network mislead
 # (warm-up; Goyal et al., 2017), and then falls to 0 along a cosine, so that the weights come to rest
-# (Loshchilov and Hutter, 2017). Weight decay is decoupled from the gradient, as in AdamW (same, 2019).
+# (Loshchilov and Hutter, 2017). Weight decay is decoupled from the gradient (AdamW; the same two, 2019).
 steps = EPOCHS * int(np.ceil(len(x_train) / BATCH_SIZE))
 rate = keras.optimizers.schedules.CosineDecay(
-    0.0, steps - steps // 5, warmup_target=LEARNING_RATE, warmup_steps=max(1, steps // 5))
+    0.0, decay_steps=steps - steps // 5, warmup_target=LEARNING_RATE, warmup_steps=max(1, steps // 5))
 optimizer = (keras.optimizers.Adam(rate, weight_decay=WEIGHT_DECAY) if OPTIMIZER == "adam" else
              keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=WEIGHT_DECAY))
 optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])  # offsets and scales don't overfit
@@ -414,7 +414,7 @@ draw_grid(unfinished / "sample_predictions.png", headline, x_test[shown], titles
 
 # %% Done: the results take their place
 results.mkdir(exist_ok=True)
-for file in sorted(unfinished.glob("*.*")):  # but for the folder resume
+for file in sorted(unfinished.glob("*.*")):  # all files, but not the folder resume
     file.replace(results / file.name)
 shutil.rmtree(unfinished)
 print(f"In {results.resolve()}: " + ", ".join(sorted(file.name for file in results.iterdir())))
