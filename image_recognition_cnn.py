@@ -25,7 +25,7 @@ AUGMENTATION = True  # show each training image shifted (and mirrored) at random
 SHIFT = dict(digits=1, cifar10=4, others=2)  # pixels of the farthest shift, 0 or more
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no digit
 # model
-FILTERS = dict(digits=(32, 64), cifar10=(64, 128, 256), others=(32, 64, 128))  # of each block, 1 or more
+FILTERS = dict(digits=(32, 64), cifar10=(64, 128, 256), others=(32, 64, 128))  # filters per block, 1 or more
 DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
 DROPOUT = 0.2  # share of these neurons silenced at random in each training step, from 0 to below 1
 # training
@@ -45,7 +45,7 @@ PREDICT = ()  # pictures to classify with the model of an earlier run, in place 
 # %% Flags, before anything slow: --help and a mistake answer at once
 import argparse, json, os, pathlib, re, shutil, signal, socket, sys, tempfile, time, zipfile
 settings = {name: value for name, value in globals().items() if name.isupper()}  # the block above
-meanings = {}
+meanings = {}  # what the comments of the block say; the help texts
 
 
 def stop(sentence):
@@ -89,7 +89,7 @@ for name, allowed in dict(
 ).items():
     if not allowed:
         stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, '')}.")
-if (most := image_size.bit_length() - 1) < len(FILTERS):
+if (most := image_size.bit_length() - 1) < len(FILTERS):  # 8 pixels: 4, 2, 1
     stop(f"--filters {FILTERS} is too long: a block halves the image, and {image_size} pixels allow {most}.")
 
 # Results are collected in a folder of their own and take their place at the very end, so that a run that
@@ -135,17 +135,17 @@ keras.utils.set_random_seed(SEED)  # Python's, NumPy's and TensorFlow's random n
 keras.config.set_dtype_policy(PRECISION)
 if tf.config.list_physical_devices("GPU"):
     print("Note: a GPU adds numbers in varying order, so two runs with one seed can differ slightly.")
-sns.set_theme(style="whitegrid", palette="colorblind", font="DejaVu Sans", rc={"text.parse_math": False})
+sns.set_theme(style="whitegrid", palette="colorblind",  # colours that colour-blind readers tell apart
+              font="DejaVu Sans", rc={"text.parse_math": False})  # has ✓ and ✗; a $ in a name is no formula
 
 
 def read_picture(path):
     """Return a picture file of any size and mode as an RGB image, upright and on white; if unreadable, None."""
     try:
-        picture = ImageOps.exif_transpose(Image.open(path))
-        if picture.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
-            picture = Image.fromarray((np.asarray(picture) // 256).astype("uint8"))
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+        im = ImageOps.exif_transpose(Image.open(path))
+        if im.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+            im = Image.fromarray((np.asarray(im) // 256).astype("uint8"))
+        return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA")).convert("RGB")
     except Exception as error:  # Pillow has many
         print(f"Skipped {path}, which can't be read as a picture: {error}", file=sys.stderr)
 
@@ -245,13 +245,13 @@ class_names = {
     "cifar10": "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck".split(","),
 }.get(DATASET, [str(name) for name in names])
 num_classes = len(class_names)
-# The validation images are cut from the training images, the same share of every class. Choose settings by
-# them: the test images are looked at once, at the end. Who tunes on the test set fools himself.
 few = [name for name, number in zip(class_names, np.bincount(y_train, minlength=num_classes)) if number < 3]
 if num_classes < 2 or few or not len(x_test):
     stop(f"--dataset {DATASET} has too few {few or 'classes or test images'}: each class takes 3 to train on.")
+# The validation images are cut from the training images, the same share of every class. Choose settings by
+# them: the test images are looked at once, at the end. Who tunes on the test set fools himself.
 try:
-    if len(parts) == 1:  # then a fifth is for the test, the same whatever the SEED
+    if len(parts) == 1:  # a fifth is for the test, the same for every SEED; of each class at least one
         x_train, x_test, y_train, y_test = train_test_split(
             x_train, y_train, stratify=y_train, random_state=0, test_size=max(0.2, num_classes / len(x_train)))
     x_train, x_val, y_train, y_val = train_test_split(
@@ -259,7 +259,7 @@ try:
         test_size=max(VALIDATION_SPLIT, num_classes / len(x_train)))
 except ValueError as error:
     stop(f"--dataset {DATASET} can't be split with --validation-split {VALIDATION_SPLIT} ({error}).")
-del parts, x  # else all of them stay in memory
+del parts, x  # x_train and x_val are copies; the images they came from can go
 print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} validation, {len(x_test)} test")
 
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it

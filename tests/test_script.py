@@ -174,17 +174,28 @@ def test_failed_download_says_where_a_copy_goes_and_changes_nothing(tmp_path, na
     assert contents(earlier) == {"metrics.json": b"an earlier run"}
 
 
-def digit_pictures(folder, number=10):
-    """Write digits 20 times as large, white on black and dark on a sheet of paper; return names and labels."""
+def digit_pictures(folder, number=12):
+    """Write digits 20 times as large, white on black and dark on paper, as people have them; names and labels."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
     for name, paint in (("black", lambda x: x * 15), ("paper", lambda x: 225 - x * 12)):
         for i in range(number):
             picture = Image.fromarray(paint(images[i].reshape(8, 8)).astype("uint8")).resize((160, 160))
-            edge = picture.getpixel((0, 0))
-            ImageOps.expand(picture, 90, edge).convert("RGB").save(folder / f"{name}{i}.jpg")
-    return [[f"{name}{i}.jpg" for i in range(number)] for name in ("black", "paper")], labels[:number]
+            picture = ImageOps.expand(picture, 90, picture.getpixel((0, 0)))
+            path = folder / f"{name}{i}.png"
+            if i % 3 == 0:  # 16 bits
+                Image.fromarray(np.asarray(picture).astype("uint16") * 257).save(path)
+            elif i % 3 == 1:  # taken with the camera on its side, which the file says
+                exif = Image.Exif()
+                exif[0x0112] = 6
+                picture.rotate(90).save(path, exif=exif)
+            elif name == "paper":  # ink on nothing
+                black = Image.new("L", picture.size)
+                Image.merge("RGBA", [black, black, black, ImageOps.invert(picture)]).save(path)
+            else:
+                picture.convert("CMYK").save(path, "JPEG")
+    return [[f"{name}{i}.png" for i in range(number)] for name in ("black", "paper")], labels[:number]
 
 
 def test_predict_on_paper_and_on_black(default_run, tmp_path):
