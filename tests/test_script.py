@@ -112,6 +112,25 @@ def test_saved_model_takes_raw_pixels_and_gives_the_same_accuracy(default_run):
     assert (scaled == y_test).mean() < 0.5, "pixels that were scaled already would not be noticed here"
 
 
+def test_first_layer_whitens_and_the_others_start_by_handing_on(tmp_path):
+    """What comes out of the first layer varies independently and by as much, and so does what comes after."""
+    import keras
+    from sklearn.datasets import load_digits
+
+    finished = run(tmp_path, "--epochs", 1, "--learning-rate", 1e-9, "--filters", 16)
+    assert finished.returncode == 0, finished.stderr
+    layers = keras.models.load_model(tmp_path / "outputs" / "digits" / "model.keras").layers
+    images = (load_digits().images * 255 / 16).reshape(-1, 8, 8, 1)
+    normalized = next(layer for layer in layers if isinstance(layer, keras.layers.Normalization))(images)
+    whitening, first, second = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    positive = np.array(whitening(normalized))[..., :4]
+    numbers = positive - np.array(whitening(normalized))[..., 4:]  # ReLU parted them by sign
+    assert np.allclose(np.cov(numbers.reshape(-1, 4), rowvar=False), np.eye(4), atol=0.1)
+    assert np.allclose(np.array(first(whitening(normalized)))[..., :4], positive, atol=1e-5)
+    maps = np.random.default_rng(0).random((2, 3, 3, 16))
+    assert np.allclose(np.array(second(maps)), maps, atol=1e-5)
+
+
 def test_same_seed_same_metrics_and_other_seed_other_metrics(tmp_path):
     outcomes = []
     for seed in (3, 3, 4):
@@ -143,7 +162,8 @@ def test_fashion_mnist_from_copies_put_where_keras_looks(tmp_path):
 
 @pytest.mark.parametrize("dataset, flags", [
     ("mnist", ["--optimizer", "sgd", "--no-augmentation", "--epochs", 1]),
-    ("cifar10", ["--precision", "mixed_bfloat16", "--dropout", 0, "--label-smoothing", 0, "--epochs", 3]),
+    ("cifar10", ["--precision", "mixed_bfloat16", "--dropout", 0, "--label-smoothing", 0, "--batch-size", 16,
+                 "--epochs", 3]),
 ])
 def test_other_data_sets_and_settings(tmp_path, dataset, flags):
     finished = run(tmp_path, "--dataset", dataset, "--filters", 8, "--output-dir", "a/b", *flags,
@@ -158,7 +178,17 @@ def test_other_data_sets_and_settings(tmp_path, dataset, flags):
     else:
         assert settings["PRECISION"] == "mixed_bfloat16" and settings["DROPOUT"] == 0
         assert "RandomTranslation" in finished.stdout and "RandomFlip" in finished.stdout
-        assert metrics(folder)["test_accuracy"] > 0.3, "ten classes of plain colours, and nothing learned"
+        found = metrics(folder)
+        assert found["test_accuracy"] > 0.3, "ten classes of plain colours, and nothing learned"
+        sys.path.insert(0, str(ROOT / "tests" / "made_data"))
+        from sitecustomize import made
+        import keras
+
+        _, (x_test, y_test) = made((32, 32, 3))
+        model = keras.models.load_model(folder / "model.keras")
+        seen, mirrored = (model.predict(x, verbose=0) for x in (x_test, x_test[:, :, ::-1]))
+        for probabilities, name in ((seen, "test_accuracy_single_view"), (seen + mirrored, "test_accuracy")):
+            assert (probabilities.argmax(1) == y_test.ravel()).mean() == pytest.approx(found[name], abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
