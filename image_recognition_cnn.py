@@ -50,8 +50,10 @@ meanings = {}  # what the comments of the block say; the help texts
 
 def stop(sentence):
     """End the program with one sentence on stderr and exit status 2, the mark of wrong use."""
-    print("image_recognition_cnn.py:", sentence, file=sys.stderr)
-    sys.exit(2)
+    print("image_recognition_cnn.py:", sentence, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    # An orderly exit waits for TensorFlow's threads, which may wait for Python; a notebook's kernel lives on.
+    sys.exit(2) if "ipykernel" in sys.modules else os._exit(2)
 
 
 if "ipykernel" not in sys.modules:  # a notebook has no command line; there the block above is all
@@ -133,8 +135,6 @@ from sklearn.model_selection import train_test_split
 print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
 keras.utils.set_random_seed(SEED)  # Python's, NumPy's and TensorFlow's random numbers
 keras.config.set_dtype_policy(PRECISION)
-if tf.config.list_physical_devices("GPU"):
-    print("Note: a GPU adds numbers in varying order, so two runs with one seed can differ slightly.")
 sns.set_theme(style="whitegrid", palette="colorblind",  # colours that colour-blind readers tell apart
               font="DejaVu Sans", rc={"text.parse_math": False})  # has ✓ and ✗; a $ in a name is no formula
 
@@ -152,7 +152,7 @@ def read_picture(path):
 
 def draw_grid(path, headline, images, titles, wrong):
     """Draw images (number, height, width, channels) uint8 six in a row, with frames by wrong (number,) bool."""
-    rows = -(-len(images) // 6)
+    rows = max(1, -(-len(images) // 6))
     figure = plt.figure(figsize=(11, 2.1 * rows + 0.6), layout="constrained")
     figure.suptitle(headline)
     for place, (image, title, mistake) in enumerate(zip(images, titles, wrong), 1):
@@ -270,15 +270,14 @@ augmentation = [  # acts in training only, where no image is then seen twice in 
     layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest"),
     *([layers.RandomFlip("horizontal")] if MIRROR else []),
 ] if AUGMENTATION else []
-# The first layer is computed, not learned. Neighbouring pixels are nearly alike, and its filters turn patches of
-# 2x2 into numbers that vary independently and equally (whitening); each has both signs, as ReLU drops one
-# (Jordan, 2024).
+# The first layer is computed, not learned. Neighbouring pixels are alike; its filters turn patches of 2x2
+# into numbers that vary independently and equally (whitening), in both signs, as ReLU drops one (Jordan, 2024).
 sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])
 patches = np.reshape(keras.ops.image.extract_patches(sample, size=2, strides=1), (-1, 4 * x_train.shape[3]))
 variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))  # patches: (number, values in one)
 kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)
 whitening = layers.Conv2D(
-    2 * kernels.shape[-1], 2, use_bias=False, activation="relu", trainable=False,
+    2 * kernels.shape[-1], 2, use_bias=False, activation="relu", trainable=False, name="whitening",
     kernel_initializer=keras.initializers.Constant(np.concatenate([kernels, -kernels], axis=-1)))
 
 
@@ -315,7 +314,7 @@ model = keras.Sequential([
 for layer in model.layers:  # convolutions start by handing on what they get (near identity; Jordan, 2024)
     if isinstance(layer, layers.Conv2D) and layer.trainable:
         kernel = layer.get_weights()[0]  # (3, 3, channels in, filters)
-        same = np.arange(min(kernel.shape[2:]))
+        same = range(min(kernel.shape[2:]))
         kernel[:, :, :, same], kernel[1, 1, same, same] = 0, 1
         layer.set_weights([kernel])
 model.summary()
@@ -339,23 +338,19 @@ model.compile(optimizer, loss_function, metrics=["accuracy"])
 def batches(images, labels, shuffle=False):
     """Serve images (uint8) with one-hot labels (float32; class 2 of 4: 0, 0, 1, 0) as a tf.data.Dataset.
 
-    Given arrays, fit makes such a pipeline itself, but with a second copy of the images (300 MB on CIFAR-10)
-    and with autotune, whose thread sleeps on for up to a minute when an epoch is over (TensorFlow 2.21): on
-    CIFAR-10, 140 s an epoch instead of 100 s.
+    Given arrays, fit makes one itself, but with a second copy of the images and with autotune, whose thread
+    sleeps on for up to a minute when an epoch is over (TensorFlow 2.21; CIFAR-10: 140 s an epoch, not 100).
     """
-    pairs, random = (images, keras.utils.to_categorical(labels, num_classes)), np.random.default_rng(SEED)
+    arrays = images, keras.utils.to_categorical(labels, num_classes)
 
-    def serve():
-        order = random.permutation(len(images)) if shuffle else np.arange(len(images))
-        for start in range(0, len(images), BATCH_SIZE):
-            yield tuple(array[order[start:start + BATCH_SIZE]] for array in pairs)
+    def pick(chosen):
+        parts = tf.numpy_function(lambda i: [x[i] for x in arrays], [chosen], [x.dtype for x in arrays])
+        return tuple(tf.ensure_shape(part, (None, *x.shape[1:])) for part, x in zip(parts, arrays))
 
-    signature = tuple(tf.TensorSpec((None, *array.shape[1:]), array.dtype) for array in pairs)
-    data = tf.data.Dataset.from_generator(serve, output_signature=signature).prefetch(2)
+    order = tf.data.Dataset.range(len(images)).shuffle(len(images) if shuffle else 1, seed=SEED)
     options = tf.data.Options()
     options.autotune.enabled = False
-    steps = tf.data.experimental.assert_cardinality(-(-len(images) // BATCH_SIZE))  # for the progress bar
-    return data.apply(steps).with_options(options)
+    return order.batch(BATCH_SIZE).map(pick).prefetch(2).with_options(options)
 
 
 started, interrupt = time.perf_counter(), signal.getsignal(signal.SIGINT)
@@ -390,19 +385,18 @@ if MIRROR:  # what it says of an image and of its mirror image, averaged, is rig
 predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (number,) each
 accuracy = float(np.mean(predicted == y_test))
 loss = float(loss_function(keras.utils.to_categorical(y_test, num_classes), probabilities))
-trained = f"{len(history)} of {EPOCHS}"  # epochs; fewer after Ctrl-C
-print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, after {trained} epochs in {seconds:.0f} s\n")
+print(f"\nTest accuracy {accuracy:.2%}, loss {loss:.4f}, after {len(history)} epochs in {seconds:.0f} s\n")
 report = dict(y_true=y_test, y_pred=predicted, labels=range(num_classes), target_names=class_names,
               digits=4, zero_division=0)
 counts = confusion_matrix(y_test, predicted, labels=range(num_classes))  # (true, predicted) int
 print(classification_report(**report))
 (unfinished / "classification_report.txt").write_text(classification_report(**report), encoding="utf-8")
+found = dict(
+    validation_accuracy=float(history["val_accuracy"].iloc[-1]), test_accuracy=accuracy, test_loss=loss,
+    test_accuracy_single_view=single_view, epochs_trained=len(history), training_seconds=round(seconds, 1),
+    parameters=model.count_params())
 (unfinished / "metrics.json").write_text(json.dumps(dict(
-    test_accuracy=accuracy, test_accuracy_single_view=single_view, test_loss=loss,
-    validation_accuracy=float(history["val_accuracy"].iloc[-1]), epochs_trained=trained,
-    stopped_by_ctrl_c=bool(model.stop_training), training_seconds=round(seconds, 1),
-    parameters=model.count_params(), settings=settings,
-    versions=dict(python=sys.version.split()[0], tensorflow=tf.__version__, keras=keras.__version__),
+    **found, settings=settings, versions={module.__name__: module.__version__ for module in (tf, keras, np)},
     classes=classification_report(**report, output_dict=True), confusion_matrix=counts.tolist(),
 ), indent=2), encoding="utf-8")
 
@@ -432,14 +426,53 @@ axis.set(title=f"Confusion matrix on {title}: {accuracy:.2%} of {len(y_test)} te
          xlabel="predicted class", ylabel="true class")
 figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 
-# %% Picture 3: what it says to single pictures
+# %% Pictures 3 to 5: single test images, where it looks in them, and the mistakes it was surest of
+def grad_cam(images):
+    """Return how much each place speaks for the predicted class, (number, height, width) float from 0 to 1.
+
+    A map of the last block, before it is pooled, weighs as much as the class's log-probability grows with it;
+    what speaks against the class is cut off (Grad-CAM; Selvaraju et al., 2017). Images: as in x_test, uint8.
+    """
+    last = [layer for layer in model.layers if isinstance(layer, layers.MaxPooling2D)][-1]
+    with tf.GradientTape() as tape:
+        maps, probabilities = keras.Model(model.inputs[0], [last.input, *model.outputs])(images, training=False)
+        score = tf.math.log(tf.reduce_max(probabilities, axis=1))  # (number,)
+    weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)  # (number, 1, 1, maps)
+    heats = tf.nn.relu(tf.reduce_sum(tf.cast(weights * maps, "float32"), axis=3, keepdims=True))
+    heats /= tf.reduce_max(heats, axis=(1, 2), keepdims=True) + 1e-9
+    return tf.image.resize(heats, images.shape[1:3]).numpy()[..., 0]
+
+
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
-shown = [*right[:30 - len(wrong[:10])], *wrong[:10]]
-titles = [f"{'✗' if i in wrong else '✓'} {short[predicted[i]]}, {confidence[i]:.0%}\n"
-          f"true: {short[y_test[i]]}" for i in shown]
-headline = (f"{title}: predicted class, confidence and true class of test pictures\n"
-            f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes")
-draw_grid(unfinished / "sample_predictions.png", headline, x_test[shown], titles, np.isin(shown, wrong))
+some = np.concatenate([right[:30 - len(wrong[:10])], wrong[:10]])
+surest = wrong[confidence[wrong].argsort()[:-31:-1]]  # some of their labels are wrong; the others teach modesty
+heats = plt.cm.inferno(grad_cam(x_test[some]))[..., :3]  # (number, height, width, 3) float, dark to bright
+marks = f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes"
+for name, headline, chosen, images in (
+    ("sample_predictions", f"predicted class, confidence and true class\n{marks}", some, x_test[some]),
+    ("confident_mistakes", f"{len(surest)} most confident of {len(wrong)} mistakes", surest, x_test[surest]),
+    ("where_it_looks", f"what is bright speaks for the predicted class\n{marks}", some,
+     (x_test[some].mean(axis=3, keepdims=True) / 2 + heats * 127).astype("uint8")),
+):
+    titles = [f"{'✗' if i in wrong else '✓'} {short[predicted[i]]}, {confidence[i]:.0%}\n"
+              f"true: {short[y_test[i]]}" for i in chosen]
+    draw_grid(unfinished / f"{name}.png", f"{title}: {headline}", images, titles, np.isin(chosen, wrong))
+
+# %% Picture 6: what it sees, from edges to parts
+stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]
+stage_maps = keras.Model(model.inputs[0], [layer.output for layer in stages])(x_test[:1], training=False)
+colours = (kernels - kernels.min(axis=(0, 1, 2))) / np.ptp(kernels, axis=(0, 1, 2))  # each filter from 0 to 1
+rows = [(f"{title}: a test picture, and what the network makes of it", x_test[:1] / 255),
+        ("filters of whitening, 2 x 2 pixels", np.moveaxis(colours, 3, 0))]
+for layer, maps in zip(stages, stage_maps):
+    maps = np.moveaxis(np.float32(maps[0]), 2, 0)  # (number, height, width)
+    rows += [(f"liveliest maps of {layer.name} {maps.shape}", maps[maps.std(axis=(1, 2)).argsort()[:-13:-1]])]
+figure, axes = plt.subplots(len(rows), 1, figsize=(11, 1.4 * len(rows)), layout="constrained")
+for axis, (name, tiles) in zip(axes, rows):
+    axis.imshow(np.hstack(tiles), cmap="gray" if tiles.ndim == 4 else "viridis")
+    axis.vlines(np.arange(1, len(tiles)) * tiles.shape[2] - 0.5, -0.5, tiles.shape[1] - 0.5, "white", lw=4)
+    axis.set(title=name, xticks=[], yticks=[])
+figure.savefig(unfinished / "learned_features.png", dpi=120)
 
 # %% Done: the results take their place
 results.mkdir(exist_ok=True)
@@ -447,3 +480,20 @@ for file in sorted(unfinished.glob("*.*")):  # all files, but not the folder res
     file.replace(results / file.name)
 shutil.rmtree(unfinished)
 print(f"In {results.resolve()}: " + ", ".join(sorted(file.name for file in results.iterdir())))
+
+# %% What the change did: a row for this run in the table of all runs, and a look at those before it
+table = pathlib.Path(OUTPUT_DIR, "experiments.csv")
+row = dict(time=time.strftime("%Y-%m-%d %H:%M:%S"), **now, **found)
+try:
+    old = pd.read_csv(table, dtype=str) if table.exists() else None
+    runs = pd.concat([old, pd.DataFrame([row])]).fillna("unknown").astype(dict(validation_accuracy=float))
+    runs.to_csv(table.with_suffix(".new"), index=False)
+    table.with_suffix(".new").replace(table)
+except (OSError, ValueError) as error:  # open in Excel, say
+    stop(f"{table} can't be read and written, so this run's row is missing in it: {error}.")
+runs = runs[runs["DATASET"] == DATASET][:-1]
+for which, others in dict(last=runs[-1:], best=runs.nlargest(1, "validation_accuracy")).items():
+    for other in others.to_dict("records"):  # one, or none
+        changed = [f"{name} {other[name]} -> {now[name]}" for name in now if other[name] != now[name]]
+        print(f"Validation accuracy {row['validation_accuracy']:.2%}; the {which} run before had "
+              f"{other['validation_accuracy']:.2%}. Changed: {', '.join(changed) or 'nothing'}")

@@ -180,18 +180,18 @@ def course(run):
 
 def report(runs):
     """Print one table: each run beside the other program's first run on the same data."""
-    print(f"\n{'program':14}{'data set':9}{'epochs':>6}{'seconds':>8}{'test':>7}{'peak GB':>8}  beside the other")
+    print("\nprogram       data set epochs seconds   test peak GB  beside the other")
     for run in runs:
         other = next(r for r in runs if r["dataset"] == run["dataset"] and r["program"] != run["program"])
         limit, goal = sum(other["seconds"]), other["test_accuracy"]
-        in_time = max((accuracy for seconds, accuracy in course(run) if seconds <= limit), default=None)
-        reached = min((seconds for seconds, accuracy in course(run) if accuracy >= goal), default=None)
+        in_time = [f"{accuracy:.1%}" for seconds, accuracy in course(run) if seconds <= limit]
+        reached = [f"after {seconds:.0f} s" for seconds, accuracy in course(run) if accuracy >= goal]
         print(f"{run['program']:14}{run['dataset']:9}{len(run['seconds']):6}{sum(run['seconds']):8.0f}"
-              f"{run['test_accuracy']:7.2%}{run['peak_gb']:8.2f}  "
-              f"{'no epoch done' if in_time is None else f'{in_time:.1%}'} in its {limit:.0f} s; its {goal:.1%} "
-              f"{'not reached' if reached is None else f'after {reached:.0f} s'}", *run["flags"])
+              f"{run['test_accuracy']:7.2%}{run['peak_gb']:8.2f}  {['no epoch', *in_time][-1]} in its "
+              f"{limit:.0f} s; its {goal:.1%} {[*reached, 'never'][0]}", *run["flags"])
         print("    after each epoch:", *(f"{accuracy:.1%}" for accuracy in run["accuracy"]))
-        print("    images/s:", ", ".join(f"{name} {speed:.0f}" for name, speed in run["images_per_second"].items()))
+        speeds = run["images_per_second"].items()
+        print("    images/s:", ", ".join(f"{name} {speed:.0f}" for name, speed in speeds))
 
 
 def draw(runs):
@@ -201,11 +201,13 @@ def draw(runs):
 
     sns.set_theme(style="whitegrid", palette="colorblind")
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    figure, axes = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.5), layout="constrained", squeeze=False)
+    size = (6 * len(datasets), 4.5)
+    figure, axes = plt.subplots(1, len(datasets), figsize=size, layout="constrained", squeeze=False)
     names = dict(ours="this script", tutorial="TensorFlow's tutorial", mnist_convnet="Keras' example")
     for axis, dataset in zip(axes[0], datasets):
         for program, style in (("ours", "C0o-"), (OTHERS[dataset], "C3s--")):
-            for i, run in enumerate(run for run in runs if (run["dataset"], run["program"]) == (dataset, program)):
+            chosen = [run for run in runs if (run["dataset"], run["program"]) == (dataset, program)]
+            for i, run in enumerate(chosen):
                 axis.plot(*zip(*course(run)), style, markersize=4, label="" if i else names[program])
         axis.set(title=dataset, xlabel="seconds of training", ylabel="validation accuracy")
         axis.legend()
@@ -217,7 +219,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--datasets", nargs="+", default=list(OTHERS), choices=list(OTHERS))
-    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # one program on one data set, for the processes
+    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # one program and data set, for the processes
     parser.add_argument("flags", nargs="*", help="for our script, after --")
     given = parser.parse_args()
     if given.run:
@@ -228,7 +230,8 @@ def main():
         for dataset in given.datasets:
             quick = {"mnist_convnet": ["3"], "ours": SHORT[dataset]} if given.quick else {}
             for program in (OTHERS[dataset], "ours"):
-                flags = quick.get(program, []) + (["--seed", str(seed), *given.flags] if program == "ours" else [])
+                flags = quick.get(program, [])
+                flags = [*flags, "--seed", str(seed), *given.flags] if program == "ours" else flags
                 print("Running", program, "on", dataset, *flags, flush=True)
                 command = [sys.executable, __file__, "--run", program, dataset, "--", *flags]
                 output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout

@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "image_recognition_cnn.py"
-PICTURES = ["accuracy_loss_curves.png", "confusion_matrix.png", "sample_predictions.png"]
+PICTURES = ["accuracy_loss_curves.png", "confident_mistakes.png", "confusion_matrix.png", "learned_features.png",
+            "sample_predictions.png", "where_it_looks.png"]
 FILES = sorted(PICTURES + ["model.keras", "metrics.json", "history.csv", "classification_report.txt"])
 
 
@@ -64,7 +65,7 @@ def default_run(tmp_path_factory):
 SHORT = ("--epochs", 2, "--filters", 8, 16)
 
 
-def assert_complete(folder, finished, classes=10):
+def assert_complete(folder, finished, classes=10, epochs=None):
     """All the files are there, and they agree with one another."""
     assert finished.returncode == 0, finished.stderr
     assert sorted(file.name for file in folder.iterdir()) == FILES
@@ -73,7 +74,7 @@ def assert_complete(folder, finished, classes=10):
 
     for name in PICTURES:
         picture = plt.imread(folder / name)[..., :3]
-        assert min(picture.shape[:2]) > 400 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, name
+        assert min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50, name
     found = metrics(folder)
     matrix = np.array(found["confusion_matrix"])
     assert matrix.shape == (classes, classes)
@@ -83,8 +84,7 @@ def assert_complete(folder, finished, classes=10):
     with open(folder / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
-    assert found["epochs_trained"] == f"{len(rows)} of {found['settings']['EPOCHS']}"
-    assert found["stopped_by_ctrl_c"] or len(rows) == found["settings"]["EPOCHS"]
+    assert found["epochs_trained"] == len(rows) == (epochs or found["settings"]["EPOCHS"])
     assert float(rows[-1]["val_accuracy"]) == pytest.approx(found["validation_accuracy"])
 
 
@@ -131,16 +131,41 @@ def test_first_layer_whitens_and_the_others_start_by_handing_on(tmp_path):
     assert np.allclose(np.array(second(maps)), maps, atol=1e-5)
 
 
-def test_same_seed_same_metrics_and_other_seed_other_metrics(tmp_path):
-    outcomes = []
-    for seed in (3, 3, 4):
-        finished = run(tmp_path, "--epochs", 1, "--filters", 8, "--seed", seed)
+def test_same_seed_same_metrics_and_a_row_for_each_run(tmp_path):
+    outcomes, table = [], tmp_path / "outputs" / "experiments.csv"
+    for number, seed in enumerate((3, 3, 4, 4), 1):
+        flags = ["--dropout", 0.5] if number == 4 else []
+        finished = run(tmp_path, "--epochs", 1, "--filters", 8, "--seed", seed, *flags)
         assert_complete(tmp_path / "outputs" / "digits", finished)
         outcome = metrics(tmp_path / "outputs" / "digits")
         del outcome["training_seconds"], outcome["settings"]
         outcomes.append(outcome)
+        with open(table, newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["SEED"] for row in rows] == ["3", "3", "4", "4"][:number]
+        assert [float(row["test_loss"]) for row in rows] == [outcome["test_loss"] for outcome in outcomes]
+        comparisons = re.findall(r"the (last|best) run before had ([\d.]+)%. Changed: (.*)", finished.stdout)
+        change = [None, "nothing", "SEED 3 -> 4", "SHIFT unknown -> 1, DROPOUT 0.2 -> 0.5"][number - 1]
+        if number == 1:
+            assert not comparisons
+        else:
+            last, best = comparisons
+            earlier = [100 * outcome["validation_accuracy"] for outcome in outcomes[:-1]]
+            assert (last[0], last[2], best[0]) == ("last", change, "best")
+            assert float(last[1]) == pytest.approx(earlier[-1], abs=0.006)
+            assert float(best[1]) == pytest.approx(max(earlier), abs=0.006)
+        if number == 3:  # as another version of the script, with other columns, would have left it
+            for row in rows:
+                row["MOMENTUM"] = "0.9"
+                del row["SHIFT"]
+            with open(table, "w", newline="") as file:
+                writer = csv.DictWriter(file, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
     assert outcomes[0] == outcomes[1]
     assert outcomes[0]["test_loss"] != outcomes[2]["test_loss"]
+    assert [row["MOMENTUM"] for row in rows] == ["0.9", "0.9", "0.9", "unknown"]
+    assert [row["SHIFT"] for row in rows] == ["unknown", "unknown", "unknown", "1"]
 
 
 def test_fashion_mnist_from_copies_put_where_keras_looks(tmp_path):
@@ -314,7 +339,7 @@ def test_own_photos_of_all_sizes_and_modes(tmp_path):
     (odd / "zebra" / ".DS_Store").write_bytes(bytes(100))
     bomb = Image.new("1", (20000, 20000))  # 50 kB in the file, 1.6 GB as colours
     bomb.save(odd / "zebra" / "bomb.png", optimize=True)
-    finished = run(tmp_path, "--dataset", "photos", "--image-size", 32, *SHORT)
+    finished = run(tmp_path, "--dataset", "photos", "--image-size", 32, "--epochs", 8, "--filters", 8, 16)
     assert finished.returncode == 0, finished.stderr
     skipped = [line for line in finished.stderr.splitlines() if line.startswith("Skipped")]
     assert len(skipped) == 2 and "text.png" in "".join(skipped) and "bomb.png" in "".join(skipped)
@@ -428,6 +453,33 @@ def history(folder):
         return list(csv.DictReader(file))
 
 
+def test_grad_cam_points_at_the_mark(tmp_path):
+    """Four marks, each in a random quadrant of a noisy picture: the heat's centre lies in that quadrant."""
+    random, places = np.random.default_rng(0), []
+    images = random.integers(0, 80, (1000, 32, 32)).astype("uint8")
+    for i, image in enumerate(images):
+        row, column = random.integers(2, 5, 2) + 16 * (place := random.integers(0, 2, 2))
+        mark = np.zeros((9, 9), "uint8")
+        (mark[3:6], mark[:, 3:6], mark[::8], mark[:, ::8])[i % 4][:] = 170
+        image[row:row + 9, column:column + 9] += mark
+        places.append(place)
+    np.savez(tmp_path / "marks.npz", x_train=images[:800], y_train=np.arange(800) % 4, x_test=images[800:],
+             y_test=np.arange(200) % 4)
+    program = f"""
+import runpy, sys, numpy
+sys.argv = ["", "--dataset", "marks.npz", "--filters", "16", "32", "--epochs", "6"]
+names = runpy.run_path({str(SCRIPT)!r})
+numpy.savez("heats.npz", heats=names["grad_cam"](names["x_test"]), accuracy=names["accuracy"])"""
+    finished = subprocess.run(**command(tmp_path) | dict(args=[sys.executable, "-c", program]), capture_output=True)
+    assert finished.returncode == 0, finished.stderr
+    found = np.load(tmp_path / "heats.npz")
+    heats = found["heats"]
+    assert found["accuracy"] > 0.9 and heats.shape == (200, 32, 32) and heats.min() >= 0 and heats.max() <= 1
+    middle = np.arange(32) - 15.5
+    centres = np.stack([heats.sum(2) @ middle, heats.sum(1) @ middle], axis=1) > 0
+    assert (centres == places[800:]).all(axis=1).mean() >= 0.9
+
+
 def test_killed_run_resumes_and_leaves_earlier_results_until_then(default_run, tmp_path):
     shutil.copytree(default_run[0] / "outputs", tmp_path / "outputs")
     results = tmp_path / "outputs" / "digits"
@@ -436,10 +488,14 @@ def test_killed_run_resumes_and_leaves_earlier_results_until_then(default_run, t
     assert contents(results) == before
     other = run(tmp_path, "--resume", "--epochs", 31, "--optimizer", "sgd")
     assert other.returncode == 2 and "EPOCHS was 30" in other.stderr and "OPTIMIZER was adam" in other.stderr
+    (tmp_path / "outputs" / "experiments.csv").unlink()
     assert start_and_send(signal.SIGKILL, "Test accuracy", tmp_path, "--resume") == -signal.SIGKILL
     assert contents(results) == before, "killed while it draws"
+    (tmp_path / "outputs" / "experiments.csv").mkdir()
     finished = run(tmp_path, "--resume")
     assert "Epoch 30/" not in finished.stdout, "all epochs had been finished"
+    assert finished.returncode == 2 and "experiments.csv can't be" in finished.stderr.splitlines()[-1]
+    finished.returncode = 0  # the row is missing, but all else is there
     assert_complete(results, finished)
     uncut = history(default_run[0] / "outputs" / "digits")
     assert [row["learning_rate"] for row in history(results)] == [row["learning_rate"] for row in uncut]
@@ -454,9 +510,7 @@ def test_ctrl_c_ends_training_gracefully(tmp_path):
     assert contents(earlier) == {"metrics.json": b"an earlier run"}
     assert start_and_send(signal.SIGINT, "Epoch 2/", tmp_path, "--epochs", 500) == 0
     finished = subprocess.CompletedProcess([], 0)
-    assert_complete(tmp_path / "outputs" / "digits", finished)
-    found = metrics(tmp_path / "outputs" / "digits")
-    assert found["epochs_trained"] == "2 of 500" and found["stopped_by_ctrl_c"]
+    assert_complete(tmp_path / "outputs" / "digits", finished, epochs=2)
 
 
 def test_help_lists_every_setting_with_its_meaning(tmp_path):
