@@ -430,19 +430,21 @@ figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 def grad_cam(images):
     """Return how much each place speaks for the predicted class, (number, height, width) float from 0 to 1.
 
-    A map of the last block, before it is pooled, weighs as much as the class's log-probability grows with it;
-    what speaks against the class is cut off (Grad-CAM; Selvaraju et al., 2017). Images: as in x_test, uint8.
+    A map weighs as much as the class's log-probability grows with it; what speaks against the class is cut off
+    (Grad-CAM; Selvaraju et al., 2017). The maps: those that the last block gets. Images: as in x_test, uint8.
     """
-    last = [layer for layer in model.layers if isinstance(layer, layers.MaxPooling2D)][-1]
+    cut = model.layers.index(stages[-2]) + 1
     with tf.GradientTape() as tape:
-        maps, probabilities = keras.Model(model.inputs[0], [last.input, *model.outputs])(images, training=False)
-        score = tf.math.log(tf.reduce_max(probabilities, axis=1))  # (number,)
+        maps = keras.Sequential(model.layers[:cut])(images, training=False)  # (number, rows, columns, maps)
+        tape.watch(maps)
+        score = tf.math.log(tf.reduce_max(keras.Sequential(model.layers[cut:])(maps, training=False), axis=1))
     weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)  # (number, 1, 1, maps)
     heats = tf.nn.relu(tf.reduce_sum(tf.cast(weights * maps, "float32"), axis=3, keepdims=True))
     heats /= tf.reduce_max(heats, axis=(1, 2), keepdims=True) + 1e-9
     return tf.image.resize(heats, images.shape[1:3]).numpy()[..., 0]
 
 
+stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]  # block ends
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
 some = np.concatenate([right[:30 - len(wrong[:10])], wrong[:10]])
 surest = wrong[confidence[wrong].argsort()[:-31:-1]]  # some of their labels are wrong; the others teach modesty
@@ -459,7 +461,6 @@ for name, headline, chosen, images in (
     draw_grid(unfinished / f"{name}.png", f"{title}: {headline}", images, titles, np.isin(chosen, wrong))
 
 # %% Picture 6: what it sees, from edges to parts
-stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]
 stage_maps = keras.Model(model.inputs[0], [layer.output for layer in stages])(x_test[:1], training=False)
 colours = (kernels - kernels.min(axis=(0, 1, 2))) / np.ptp(kernels, axis=(0, 1, 2))  # each filter from 0 to 1
 rows = [(f"{title}: a test picture, and what the network makes of it", x_test[:1] / 255),
