@@ -1,7 +1,7 @@
 """Which script learns more in a minute? Runs ours and the two that most people start from, in turn.
 
-    python tests/benchmark.py            # default settings, seeds 0, 1 and 2: two to three hours on two cores
-    python tests/benchmark.py --quick    # a look, in less than ten minutes
+    python tests/benchmark.py            # default settings, seeds 0, 1 and 2: some hours on two cores
+    python tests/benchmark.py --quick    # a look: one seed, few epochs
     python tests/benchmark.py --datasets cifar10 -- --precision mixed_bfloat16    # flags for our script
 
 The others are written anew from their descriptions: the tutorial "Convolutional Neural Network (CNN)" of
