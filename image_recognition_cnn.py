@@ -20,7 +20,7 @@ into outputs/. It is written in the order in which it runs; in a first reading, 
 # data
 DATASET = "digits"  # digits (needs no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height to which the pictures of a folder are brought, 8 to 512 pixels
-VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the training images held back to watch, in (0, 1)
+VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back to watch the training, between 0 and 1
 AUGMENTATION = True  # show each training image shifted (and mirrored) at random, anew in every epoch
 SHIFT = dict(digits=1, others=2)  # pixels of the farthest shift, 0 or more
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no digit
@@ -29,7 +29,7 @@ FILTERS = dict(digits=(32, 64), cifar10=(64, 192, 256), others=(32, 64, 128))  #
 DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
 DROPOUT = 0.2  # share of these neurons silenced at random in each training step, from 0 to below 1
 # training
-EPOCHS = dict(mnist=5, fashion_mnist=12, cifar10=14, others=30)  # passes over the training images, 1 or more
+EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=16, others=30)  # passes over the training images, 1 or more
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, 1 or more
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # factor on each step, above 0, up to 10: the peak of its curve
@@ -43,7 +43,7 @@ RESUME = False  # go on with a run that was cut off, from its last finished epoc
 PREDICT = ()  # pictures to classify with the model of an earlier run, in place of training
 
 # %% Flags, before anything slow: --help and a mistake answer at once
-import argparse, json, os, pathlib, re, shutil, signal, socket, sys, tempfile, time, zipfile
+import argparse, json, os, pathlib, re, shutil, signal, socket, sys, time, zipfile
 settings = {name: value for name, value in globals().items() if name.isupper()}  # the block above
 meanings = {}  # what the comments of the block say; the help texts
 
@@ -114,14 +114,11 @@ except OSError as error:
 # %% Libraries: the slow imports, three seconds of mostly TensorFlow
 os.environ |= dict(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="1")  # 1: no notes, but warnings
 # While it loads, TensorFlow 2.21 does not look at its log level yet and writes notes straight to stream 2.
-with tempfile.TemporaryFile("w+") as log:
-    stderr, _ = os.dup(2), os.dup2(log.fileno(), 2)
-    try:
-        import tensorflow as tf
-    finally:
-        os.dup2(stderr, 2)
-        log.seek(0)
-        sys.stderr.writelines(line for line in log if not line.startswith(("I0000", "WARNING: All log")))
+stderr, _ = os.dup(2), os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+try:
+    import tensorflow as tf
+finally:
+    os.dup2(stderr, 2)
 import keras  # Keras 3, which comes with TensorFlow
 import matplotlib.pyplot as plt
 import numpy as np
@@ -266,28 +263,26 @@ print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} vali
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
 normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 30 million numbers are enough
-augmentation = [  # acts in training only, where no image is then seen twice in quite the same way
-    layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest"),
-    *([layers.RandomFlip("horizontal")] if MIRROR else []),
-] if AUGMENTATION else []
+# Acts in training only, where no image is then seen twice in quite the same way; mirrored by batches below.
+shift = layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest")
 # The first layer is computed, not learned. Neighbouring pixels are alike; its filters turn patches of 2x2
 # into numbers that vary independently and equally (whitening), in both signs, as ReLU drops one (Jordan, 2024).
-sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])
+sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])  # 3 million numbers are enough here
 patches = np.reshape(keras.ops.image.extract_patches(sample, size=2, strides=1), (-1, 4 * x_train.shape[3]))
 variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))  # patches: (number, values in one)
-kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)
+kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)  # never / 0
 whitening = layers.Conv2D(
     2 * kernels.shape[-1], 2, use_bias=False, activation="relu", trainable=False, name="whitening",
     kernel_initializer=keras.initializers.Constant(np.concatenate([kernels, -kernels], axis=-1)))
 
 
 def block(filters):
-    """Layers that turn features (height, width, any) into (height // 2, width // 2, filters), all float32.
+    """Layers that turn features (height, width, any) into (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that all behind it works on a quarter of the pixels
-    (Jordan, 2024). Batch normalization (Ioffe and Szegedy, 2015) allows large steps: it subtracts the mean
-    of the batch, so a convolution before it needs no bias, and divides by the spread. In a test it uses
-    averages over the last batches; momentum 0.6 forgets older ones quickly, as the network changes fast.
+    (Jordan, 2024). Batch normalization (Ioffe and Szegedy, 2015) allows large steps: it subtracts the mean of
+    the batch, so a convolution before it needs no bias, and divides by the spread. In a test it uses averages
+    over the last few batches (momentum 0.6), as the network changes fast.
     """
     return [
         layers.Conv2D(filters, 3, padding="same", use_bias=False),  # (height, width, filters)
@@ -302,7 +297,7 @@ def block(filters):
 
 model = keras.Sequential([
     keras.Input(x_train.shape[1:]),  # (height, width, channels), as all up to the whitening
-    *augmentation,
+    *([shift] if AUGMENTATION else []),
     normalization,
     whitening,  # (height - 1, width - 1, 8 * channels)
     *[layer for filters in FILTERS for layer in block(filters)],  # CIFAR-10: (3, 3, 256)
@@ -311,12 +306,13 @@ model = keras.Sequential([
     layers.Dropout(DROPOUT),
     layers.Dense(num_classes, activation="softmax", dtype="float32"),  # (num_classes,) float32, always
 ])
-for layer in model.layers:  # convolutions start by handing on what they get (near identity; Jordan, 2024)
+for layer in model.layers:  # start by handing on what comes in, so that depth does no harm yet (Jordan, 2024)
     if isinstance(layer, layers.Conv2D) and layer.trainable:
         kernel = layer.get_weights()[0]  # (3, 3, channels in, filters)
         same = range(min(kernel.shape[2:]))
         kernel[:, :, :, same], kernel[1, 1, same, same] = 0, 1
         layer.set_weights([kernel])
+stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]  # block ends
 model.summary()
 
 # %% Training
@@ -335,19 +331,24 @@ loss_function = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOT
 model.compile(optimizer, loss_function, metrics=["accuracy"])
 
 
-def batches(images, labels, shuffle=False):
+def batches(images, labels, training=False):
     """Serve images (uint8) with one-hot labels (float32; class 2 of 4: 0, 0, 1, 0) as a tf.data.Dataset.
 
-    Given arrays, fit makes one itself, but with a second copy of the images and with autotune, whose thread
-    sleeps on for up to a minute when an epoch is over (TensorFlow 2.21; CIFAR-10: 140 s an epoch, not 100).
+    In training: in a new order in each epoch; with MIRROR, each mirrored in every other epoch (Jordan, 2024).
+    Given arrays, fit would copy them, and wait up to a minute for autotune after an epoch (TensorFlow 2.21).
     """
-    arrays = images, keras.utils.to_categorical(labels, num_classes)
+    mirror = training and AUGMENTATION and MIRROR
+    mirrored = (np.random.default_rng(SEED).random((len(images), 1, 1, 1)) < 0.5) & mirror  # is it now?
+
+    def read(chosen):
+        mirrored[chosen] ^= mirror
+        return np.where(mirrored[chosen], images[chosen, :, ::-1], images[chosen])
 
     def pick(chosen):
-        parts = tf.numpy_function(lambda i: [x[i] for x in arrays], [chosen], [x.dtype for x in arrays])
-        return tuple(tf.ensure_shape(part, (None, *x.shape[1:])) for part, x in zip(parts, arrays))
+        x = tf.ensure_shape(tf.numpy_function(read, [chosen], images.dtype), (None, *images.shape[1:]))
+        return x, tf.one_hot(tf.gather(labels, chosen), num_classes)
 
-    order = tf.data.Dataset.range(len(images)).shuffle(len(images) if shuffle else 1, seed=SEED)
+    order = tf.data.Dataset.range(len(images)).shuffle(len(images) if training else 1, seed=SEED)
     options = tf.data.Options()
     options.autotune.enabled = False
     return order.batch(BATCH_SIZE).map(pick).prefetch(2).with_options(options)
@@ -355,7 +356,7 @@ def batches(images, labels, shuffle=False):
 
 started, interrupt = time.perf_counter(), signal.getsignal(signal.SIGINT)
 model.fit(
-    batches(x_train, y_train, shuffle=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
+    batches(x_train, y_train, training=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
     verbose=1 if sys.stdout.isatty() else 2, shuffle=False,  # a moving bar on a screen; shuffled by batches
     callbacks=[
         callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: (
@@ -444,7 +445,6 @@ def grad_cam(images):
     return tf.image.resize(heats, images.shape[1:3]).numpy()[..., 0]
 
 
-stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]  # block ends
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
 some = np.concatenate([right[:30 - len(wrong[:10])], wrong[:10]])
 surest = wrong[confidence[wrong].argsort()[:-31:-1]]  # some of their labels are wrong; the others teach modesty
@@ -453,7 +453,7 @@ marks = f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} 
 for name, headline, chosen, images in (
     ("sample_predictions", f"predicted class, confidence and true class\n{marks}", some, x_test[some]),
     ("confident_mistakes", f"{len(surest)} most confident of {len(wrong)} mistakes", surest, x_test[surest]),
-    ("where_it_looks", f"what is bright speaks for the predicted class\n{marks}", some,
+    ("where_it_looks", f"what glows speaks for the predicted class (Grad-CAM)\n{marks}", some,
      (x_test[some].mean(axis=3, keepdims=True) / 2 + heats * 127).astype("uint8")),
 ):
     titles = [f"{'✗' if i in wrong else '✓'} {short[predicted[i]]}, {confidence[i]:.0%}\n"

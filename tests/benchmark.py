@@ -23,6 +23,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "outputs" / "benchmark"
 OTHERS = dict(cifar10="tutorial", mnist="mnist_convnet")
+STEPS = 40  # in a measurement of images/s
 SHORT = dict(cifar10=["--epochs", "5", "--filters", "32", "64", "128"], mnist=["--epochs", "1"])
 
 
@@ -59,6 +60,8 @@ def mnist_convnet(epochs=15):
 
 def run_one(program, dataset, flags):
     """Run one program in this process with a clock in its fit; print as JSON what was found."""
+    if program == "pytorch":
+        return print("\n" + json.dumps(pytorch(dataset, json.loads(flags[0]))))
     import keras
 
     found = dict(program=program, dataset=dataset, flags=flags, seconds=[], accuracy=[], images_per_second={})
@@ -81,7 +84,7 @@ def run_one(program, dataset, flags):
         sys.argv = ["image_recognition_cnn.py", "--dataset", dataset, "--output-dir", str(RESULTS), *flags]
         names = runpy.run_path(str(ROOT / "image_recognition_cnn.py"))
         images = len(names["x_train"])
-        found |= dict(test_accuracy=names["accuracy"], single_view=names["single_view"])
+        found |= dict(test_accuracy=names["accuracy"], single_view=names["single_view"], settings=names["settings"])
     else:
         keras.utils.set_random_seed(0)
         globals()[program](*map(int, flags))
@@ -95,16 +98,20 @@ def run_one(program, dataset, flags):
     print("\n" + json.dumps(found))
 
 
-def speeds(names, steps=40, rounds=3):
-    """Images/s of our network: in a bare loop, with augmentation, with fit and input, and in PyTorch.
+def process(program, dataset, *flags):
+    """Return what run_one finds in a process of its own."""
+    command = [sys.executable, __file__, "--run", program, dataset, "--", *flags]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
 
-    In turn, `rounds` times; the best of each, as whatever else the machine does only ever takes away.
-    """
+
+def speeds(names):
+    """Images/s of our network: in a bare loop, with augmentation, and with fit and input as well."""
     import keras
 
     size = names["BATCH_SIZE"]
     x, y = names["x_train"][:size], keras.utils.to_categorical(names["y_train"][:size], names["num_classes"])
-    served = names["batches"](names["x_train"][:size * steps], names["y_train"][:size * steps], shuffle=True)
+    served = names["batches"](names["x_train"][:size * STEPS], names["y_train"][:size * STEPS], training=True)
 
     def compiled(layers):
         model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
@@ -113,64 +120,70 @@ def speeds(names, steps=40, rounds=3):
         return model
 
     every = names["model"].layers
-    bare, whole = compiled([layer for layer in every if layer not in names["augmentation"]]), compiled(every)
-    contests = {
-        "bare loop": lambda: [bare.train_on_batch(x, y) for _ in range(steps)],
-        "with augmentation": lambda: [whole.train_on_batch(x, y) for _ in range(steps)],
-        "with fit and input": lambda: whole.fit(served, verbose=0, shuffle=False),
-    } | pytorch(names, x, y, steps)
+    bare, whole = compiled([layer for layer in every if layer is not names["shift"]]), compiled(every)
+    return in_turn(min(len(names["x_train"]), size * STEPS), {
+        "bare loop": lambda: [bare.train_on_batch(x, y) for _ in range(STEPS)],
+        "with augmentation": lambda: [whole.train_on_batch(x, y) for _ in range(STEPS)],
+        "with fit and input": lambda: whole.fit(served, verbose=0, shuffle=False)})
+
+
+def in_turn(images, contests, rounds=3):
+    """Images/s of the contests, each the best of its rounds, as whatever else the machine does only takes away."""
     seconds = {name: [] for name in contests}
     for _ in range(rounds + 1):  # the first is for warming up
         for name, contest in contests.items():
             started = time.perf_counter()
             contest()
             seconds[name].append(time.perf_counter() - started)
-    return {name: min(len(names["x_train"]), size * steps) / min(times[1:]) for name, times in seconds.items()}
+    return {name: images / min(times[1:]) for name, times in seconds.items()}
 
 
-def pytorch(names, x, y, steps):
-    """Our network and that of cifar10-airbench's airbench94 (Jordan, 2024) in PyTorch, if it is installed."""
+def pytorch(dataset, settings):
+    """Images/s of our network and of cifar10-airbench's airbench94 (Jordan, 2024) in PyTorch, if installed.
+
+    In a process of its own: PyTorch and TensorFlow may each bring an LLVM that tolerates no other.
+    """
     try:
         import torch
         from torch import nn
     except ImportError:
         return {}
+    side, channels = dict(cifar10=(32, 3), mnist=(28, 1))[dataset]
 
     def network(widths, activation, head):
-        layers, channels = [nn.Conv2d(x.shape[3], 8 * x.shape[3], 2, bias=False), activation()], 8 * x.shape[3]
-        layers[0].requires_grad_(False)
-        for width in widths:
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2),
+        layers = [nn.Conv2d(channels, 8 * channels, 2, bias=False).requires_grad_(False), activation()]
+        for before, width in zip([8 * channels, *widths], widths):
+            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2),
                        nn.BatchNorm2d(width), activation(),
                        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), activation()]
-            channels = width
-        return nn.Sequential(*layers, *head).to(memory_format=torch.channels_last)
+        model = nn.Sequential(*layers, *head)
+        model(torch.zeros(2, channels, side, side))  # makes the lazy layer
+        return model.to(memory_format=torch.channels_last)
 
     def contest(model, optimizer, size):
         optimizer = optimizer([weights for weights in model.parameters() if weights.requires_grad])
-        pixels = torch.tensor(x).permute(0, 3, 1, 2).float().repeat(-(-size // len(x)), 1, 1, 1)[:size]
-        pixels = (pixels / 64 - 2).to(memory_format=torch.channels_last)
-        labels = torch.tensor(y).argmax(1).repeat(-(-size // len(y)))[:size]
+        pixels = torch.randn(size, channels, side, side).to(memory_format=torch.channels_last)
+        labels = torch.randint(10, (size,))
 
         def loop():
-            for _ in range(max(1, steps * len(x) // size)):
-                with torch.autocast("cpu", torch.bfloat16, enabled=names["PRECISION"] == "mixed_bfloat16"):
+            for _ in range(images // size):
+                with torch.autocast("cpu", torch.bfloat16, enabled=settings["PRECISION"] == "mixed_bfloat16"):
                     loss = nn.functional.cross_entropy(model(pixels), labels, label_smoothing=0.2)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
         return loop
 
-    units, dropout, classes = names["DENSE_UNITS"], names["DROPOUT"], names["num_classes"]
-    ours = network(names["FILTERS"], nn.ReLU, [
-        nn.Flatten(), nn.LazyLinear(units), nn.ReLU(), nn.Dropout(dropout), nn.Linear(units, classes)])
-    ours(torch.zeros(1, *x.shape[:0:-1]))  # makes the lazy layer
-    contests = {"ours in PyTorch": contest(ours, lambda w: torch.optim.AdamW(w, 1e-6), len(x))}
-    if names["DATASET"] == "cifar10":
+    images = max(1024, settings["BATCH_SIZE"] * STEPS // 1024 * 1024)
+    ours = network(settings["FILTERS"], nn.ReLU, [
+        nn.Flatten(), nn.LazyLinear(settings["DENSE_UNITS"]), nn.ReLU(), nn.Dropout(settings["DROPOUT"]),
+        nn.Linear(settings["DENSE_UNITS"], 10)])
+    contests = {"ours in PyTorch": contest(ours, lambda w: torch.optim.AdamW(w, 1e-6), settings["BATCH_SIZE"])}
+    if dataset == "cifar10":
         airbench94 = network([64, 256, 256], nn.GELU, [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10)])
         sgd = lambda w: torch.optim.SGD(w, 1e-6, momentum=0.85, nesterov=True)
         contests["airbench94"] = contest(airbench94, sgd, 1024)
-    return contests
+    return in_turn(images, contests)
 
 
 def course(run):
@@ -205,10 +218,14 @@ def draw(runs):
     figure, axes = plt.subplots(1, len(datasets), figsize=size, layout="constrained", squeeze=False)
     names = dict(ours="this script", tutorial="TensorFlow's tutorial", mnist_convnet="Keras' example")
     for axis, dataset in zip(axes[0], datasets):
-        for program, style in (("ours", "C0o-"), (OTHERS[dataset], "C3s--")):
-            chosen = [run for run in runs if (run["dataset"], run["program"]) == (dataset, program)]
-            for i, run in enumerate(chosen):
-                axis.plot(*zip(*course(run)), style, markersize=4, label="" if i else names[program])
+        spare, styles = ["C3s--", "C0o-", "C2^-."], {}
+        for run in (run for run in runs if run["dataset"] == dataset):
+            flags = " ".join(run["flags"][:run["flags"].index("--seed")]) if run["program"] == "ours" else ""
+            label = f"{names[run['program']]} {flags}"
+            axis.plot(*zip(*course(run)), styles.get(label) or spare[0], markersize=4,
+                      label="" if label in styles else label)
+            if label not in styles:
+                styles[label] = spare.pop(0)
         axis.set(title=dataset, xlabel="seconds of training", ylabel="validation accuracy")
         axis.legend()
     figure.savefig(RESULTS / "accuracy_over_time.png", dpi=120)
@@ -228,14 +245,16 @@ def main():
     runs = []
     for seed in given.seeds[:1] if given.quick else given.seeds:
         for dataset in given.datasets:
-            quick = {"mnist_convnet": ["3"], "ours": SHORT[dataset]} if given.quick else {}
-            for program in (OTHERS[dataset], "ours"):
-                flags = quick.get(program, [])
-                flags = [*flags, "--seed", str(seed), *given.flags] if program == "ours" else flags
+            ours = [SHORT[dataset]] if given.quick else [SHORT[dataset], []]
+            for program, flags in [
+                (OTHERS[dataset], ["3"] if given.quick and dataset == "mnist" else []),
+                *[("ours", [*flags, "--seed", str(seed), *given.flags]) for flags in ours],
+            ]:
                 print("Running", program, "on", dataset, *flags, flush=True)
-                command = [sys.executable, __file__, "--run", program, dataset, "--", *flags]
-                output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-                runs.append(json.loads(output.splitlines()[-1]))
+                runs.append(process(program, dataset, *flags))
+                if program == "ours":
+                    speeds = runs[-1]["images_per_second"]
+                    speeds |= process("pytorch", dataset, json.dumps(runs[-1]["settings"]))
                 (RESULTS / "benchmark.json").write_text(json.dumps(runs, indent=1))  # what is done is not lost
     report(runs)
     draw(runs)
