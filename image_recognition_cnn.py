@@ -16,23 +16,23 @@ into outputs/. It is written in the order in which it runs; in a first reading, 
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds one value per data set or optimizer, the last for all that it doesn't name. Each line makes
-# a command-line flag too: BATCH_SIZE is --batch-size. Write 0.0, not 0: the flag takes what the value is.
+# a command-line flag too: BATCH_SIZE is --batch-size. Write 0.0, not 0: a flag takes its value's type.
 # data
-DATASET = "digits"  # digits (needs no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
+DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, or a folder or .npz of another name
 IMAGE_SIZE = 64  # width and height to which the pictures of a folder are brought, 8 to 512 pixels
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back to watch the training, between 0 and 1
 AUGMENTATION = True  # show each training image shifted (and mirrored) at random, anew in every epoch
 SHIFT = dict(digits=1, others=2)  # pixels of the farthest shift, 0 or more
-MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no digit
+MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no 2
 # model
-FILTERS = dict(digits=(32, 64), cifar10=(64, 192, 256), others=(32, 64, 128))  # filters per block, 1 or more
+FILTERS = dict(digits=[32, 64], cifar10=[64, 192, 256], others=[32, 64, 128])  # filters per block, 1 or more
 DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
-DROPOUT = 0.2  # share of these neurons silenced at random in each training step, from 0 to below 1
+DROPOUT = 0.2  # share of the dense neurons silenced at random in each training step, from 0 to below 1
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=16, others=30)  # passes over the training images, 1 or more
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, 1 or more
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
-LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # factor on each step, above 0, up to 10: the peak of its curve
+LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # step size at its peak (see Training), above 0, up to 10
 WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # share of each weight lost per unit of learning rate, 0 to 100
 LABEL_SMOOTHING = 0.2  # share of each label spread evenly over all classes, from 0 to below 1
 PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
@@ -40,7 +40,7 @@ SEED = 0  # start of all random numbers, 0 to 4294967295; same seed and same mac
 # results
 OUTPUT_DIR = "outputs"  # a folder; each data set gets its own in it, where a new run replaces the last
 RESUME = False  # go on with a run that was cut off, from its last finished epoch
-PREDICT = ()  # pictures to classify with the model of an earlier run, in place of training
+PREDICT = []  # pictures to classify with the model of an earlier run, in place of training
 
 # %% Flags, before anything slow: --help and a mistake answer at once
 import argparse, json, os, pathlib, re, shutil, signal, socket, sys, time, zipfile
@@ -52,7 +52,7 @@ def stop(sentence):
     """End the program with one sentence on stderr and exit status 2, the mark of wrong use."""
     print("image_recognition_cnn.py:", sentence, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    # An orderly exit waits for TensorFlow's threads, which may wait for Python; a notebook's kernel lives on.
+    # sys.exit would wait for TensorFlow's threads, which may wait for us; but a notebook's kernel must live on.
     sys.exit(2) if "ipykernel" in sys.modules else os._exit(2)
 
 
@@ -64,7 +64,7 @@ if "ipykernel" not in sys.modules:  # a notebook has no command line; there the 
     for name, default in settings.items():
         example = [*default.values()][-1] if isinstance(default, dict) else default
         kinds = {bool: dict(action=argparse.BooleanOptionalAction),
-                 tuple: dict(type=int if example else str, nargs="+")}
+                 list: dict(type=int if example else str, nargs="+")}
         parser.add_argument("--" + name.lower().replace("_", "-"), default=default,
                             help=meanings.get(name, ""), **kinds.get(type(example), dict(type=type(example))))
     settings = {name.upper(): value for name, value in vars(parser.parse_args()).items()}
@@ -91,7 +91,7 @@ for name, allowed in dict(
 ).items():
     if not allowed:
         stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, '')}.")
-if (most := (image_size - 1).bit_length() - 1) < len(FILTERS):  # 8 pixels: 7, 3, 1
+if (most := (image_size - 1).bit_length() - 1) < len(FILTERS):  # whitening leaves 7 of 8 pixels; then 3, 1
     stop(f"--filters {FILTERS} is too long: a block halves the image, and {image_size} pixels allow {most}.")
 
 # Results are collected in a folder of their own and take their place at the very end, so that a run that
@@ -178,8 +178,8 @@ if PREDICT:
             print(f"{path}: taken for {'dark on white' if on_white else 'white on black'}")
             picture = ImageOps.invert(picture) if on_white else picture
             picture = picture.crop(picture.point(lambda pixel: 255 * (pixel > 100)).getbbox())
-            margin = 4 if DATASET == "mnist" else 0  # its digits fill 20 of 28 pixels
-            picture = ImageOps.expand(ImageOps.pad(picture, (width - 2 * margin, height - 2 * margin)), margin)
+            picture = ImageOps.pad(picture, (max(picture.size),) * 2)
+            picture = ImageOps.expand(picture, picture.width // 5 if DATASET == "mnist" else 0)  # ink: 20 of 28
         picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height))
         shown.append(np.asarray(picture).reshape(height, width, channels))
         probabilities = model.predict(shown[-1][None], verbose=0)[0]  # (number of classes,)
@@ -230,7 +230,7 @@ except Exception as error:
          f"{home / 'datasets' / name}, or run --dataset digits, which needs no download.")
 least = max(2 ** len(FILTERS), SHIFT) + 1  # pixels
 for x, y in parts:
-    if (x.dtype != "uint8" or x.shape[3:] not in ((), (1,), (3,)) or min(x.shape[1:3], default=0) < least
+    if (x.dtype != "uint8" or x.shape[3:] not in ((), (1,), (3,)) or min((*x.shape, 0, 0)[1:3]) < least
             or x.shape[1:] != parts[0][0].shape[1:] or y.size != len(x)):
         stop(f"--dataset {DATASET} has {x.dtype} {x.shape}, {y.size} labels; it takes uint8 (number, height, "
              f"width) or (number, height, width, 3), {least} pixels or more, alike in both parts, with labels.")
@@ -248,7 +248,7 @@ if num_classes < 2 or few or not len(x_test):
 # The validation images are cut from the training images, the same share of every class. Choose settings by
 # them: the test images are looked at once, at the end. Who tunes on the test set fools himself.
 try:
-    if len(parts) == 1:  # a fifth is for the test, the same for every SEED; of each class at least one
+    if len(parts) == 1:  # a fifth is for the test, the same for every SEED
         x_train, x_test, y_train, y_test = train_test_split(
             x_train, y_train, stratify=y_train, random_state=0, test_size=max(0.2, num_classes / len(x_train)))
     x_train, x_val, y_train, y_val = train_test_split(
@@ -262,15 +262,15 @@ print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} vali
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
-normalization.adapt(x_train[:30_720_000 // x_train[0].size])  # 30 million numbers are enough
-# Acts in training only, where no image is then seen twice in quite the same way; mirrored by batches below.
+normalization.adapt(x_train[:1 + 10_240_000 // x_train[0].size])  # 10 million numbers are enough
+# Acts in training only, where no image is then seen twice in quite the same way; batches(), below, mirrors.
 shift = layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest")
 # The first layer is computed, not learned. Neighbouring pixels are alike; its filters turn patches of 2x2
-# into numbers that vary independently and equally (whitening), in both signs, as ReLU drops one (Jordan, 2024).
-sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])  # 3 million numbers are enough here
+# into uncorrelated numbers of equal spread (whitening), also negated, as ReLU cuts below 0 (Jordan, 2024).
+sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])  # 3 million are enough here
 patches = np.reshape(keras.ops.image.extract_patches(sample, size=2, strides=1), (-1, 4 * x_train.shape[3]))
 variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))  # patches: (number, values in one)
-kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)  # never / 0
+kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)  # no / 0
 whitening = layers.Conv2D(
     2 * kernels.shape[-1], 2, use_bias=False, activation="relu", trainable=False, name="whitening",
     kernel_initializer=keras.initializers.Constant(np.concatenate([kernels, -kernels], axis=-1)))
@@ -306,7 +306,7 @@ model = keras.Sequential([
     layers.Dropout(DROPOUT),
     layers.Dense(num_classes, activation="softmax", dtype="float32"),  # (num_classes,) float32, always
 ])
-for layer in model.layers:  # start by handing on what comes in, so that depth does no harm yet (Jordan, 2024)
+for layer in model.layers:  # start by handing on: the first filters copy a channel each (Jordan, 2024)
     if isinstance(layer, layers.Conv2D) and layer.trainable:
         kernel = layer.get_weights()[0]  # (3, 3, channels in, filters)
         same = range(min(kernel.shape[2:]))
@@ -381,7 +381,7 @@ with zipfile.ZipFile(unfinished / "model.keras", "a") as file:
 # %% Evaluation: the one look at the test images
 probabilities = model.predict(batches(x_test, y_test), verbose=0)  # (number, classes) float32; ignores y_test
 single_view = float(np.mean(probabilities.argmax(axis=1) == y_test))
-if MIRROR:  # what it says of an image and of its mirror image, averaged, is right more often
+if AUGMENTATION and MIRROR:  # what it says of an image and of its mirror image, averaged, is right more often
     probabilities = (probabilities + model.predict(batches(x_test[:, :, ::-1], y_test), verbose=0)) / 2
 predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (number,) each
 accuracy = float(np.mean(predicted == y_test))
@@ -414,7 +414,7 @@ for axis, name in zip(axes, ("accuracy", "loss")):
 figure.savefig(unfinished / "accuracy_loss_curves.png", dpi=120)
 
 # %% Picture 2: which class is taken for which
-shares = confusion_matrix(y_test, predicted, labels=range(num_classes), normalize="true")  # of each true class
+shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each true class, from 0 to 1
 short = [name[:16] for name in class_names]
 texts = [[f"{n}\n{share:.1%}" if n else "" for n, share in zip(ns, ps)] for ns, ps in zip(counts, shares)]
 figure, axis = plt.subplots(figsize=np.clip(3 + 0.6 * num_classes, 6, 22) + [1, 0], layout="constrained")
@@ -431,7 +431,7 @@ figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 def grad_cam(images):
     """Return how much each place speaks for the predicted class, (number, height, width) float from 0 to 1.
 
-    A map weighs as much as the class's log-probability grows with it; what speaks against the class is cut off
+    A map's weight: how much the class's log-probability grows with it; what speaks against the class is cut off
     (Grad-CAM; Selvaraju et al., 2017). The maps: those that the last block gets. Images: as in x_test, uint8.
     """
     cut = model.layers.index(stages[-2]) + 1
@@ -462,7 +462,7 @@ for name, headline, chosen, images in (
 
 # %% Picture 6: what it sees, from edges to parts
 stage_maps = keras.Model(model.inputs[0], [layer.output for layer in stages])(x_test[:1], training=False)
-colours = (kernels - kernels.min(axis=(0, 1, 2))) / np.ptp(kernels, axis=(0, 1, 2))  # each filter from 0 to 1
+colours = 0.5 + kernels / np.abs(kernels).max(axis=(0, 1, 2)) / 2  # 0.5, grey: a 0
 rows = [(f"{title}: a test picture, and what the network makes of it", x_test[:1] / 255),
         ("filters of whitening, 2 x 2 pixels", np.moveaxis(colours, 3, 0))]
 for layer, maps in zip(stages, stage_maps):
@@ -470,7 +470,7 @@ for layer, maps in zip(stages, stage_maps):
     rows += [(f"liveliest maps of {layer.name} {maps.shape}", maps[maps.std(axis=(1, 2)).argsort()[:-13:-1]])]
 figure, axes = plt.subplots(len(rows), 1, figsize=(11, 1.4 * len(rows)), layout="constrained")
 for axis, (name, tiles) in zip(axes, rows):
-    axis.imshow(np.hstack(tiles), cmap="gray" if tiles.ndim == 4 else "viridis")
+    axis.imshow(np.hstack(tiles), **(dict(cmap="gray", vmin=0, vmax=1) if tiles.ndim == 4 else {}))
     axis.vlines(np.arange(1, len(tiles)) * tiles.shape[2] - 0.5, -0.5, tiles.shape[1] - 0.5, "white", lw=4)
     axis.set(title=name, xticks=[], yticks=[])
 figure.savefig(unfinished / "learned_features.png", dpi=120)
