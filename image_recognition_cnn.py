@@ -467,7 +467,7 @@ rows = [(f"{title}: a test picture, and what the network makes of it", x_test[:1
         ("filters of whitening, 2 x 2 pixels", np.moveaxis(colours, 3, 0))]
 for layer, maps in zip(stages, stage_maps):
     maps = np.moveaxis(np.float32(maps[0]), 2, 0)  # (number, height, width)
-    rows += [(f"liveliest maps of {layer.name} {maps.shape}", maps[maps.std(axis=(1, 2)).argsort()[:-13:-1]])]
+    rows += [(f"strongest maps of {layer.name} {maps.shape}", maps[maps.max(axis=(1, 2)).argsort()[:-13:-1]])]
 figure, axes = plt.subplots(len(rows), 1, figsize=(11, 1.4 * len(rows)), layout="constrained")
 for axis, (name, tiles) in zip(axes, rows):
     axis.imshow(np.hstack(tiles), **(dict(cmap="gray", vmin=0, vmax=1) if tiles.ndim == 4 else {}))

@@ -262,10 +262,14 @@ def test_predict_on_paper_and_on_black(default_run, tmp_path):
     (black, paper), labels = digit_pictures(tmp_path)
     (tmp_path / "notes.png").write_text("no picture at all")
     (tmp_path / "folder.png").mkdir()
-    finished = run(tmp_path, "--predict", *black, "notes.png", *paper, "missing.jpg", "folder.png")
+    hair = Image.new("L", (150, 300))
+    ImageDraw.Draw(hair).line((75, 0, 75, 300), 255)
+    hair.save(tmp_path / "hair.png")
+    finished = run(tmp_path, "--predict", *black, "notes.png", *paper, "missing.jpg", "folder.png", "hair.png")
     assert finished.returncode == 1, "three could not be read"
     assert "Traceback" not in finished.stderr and len(finished.stderr.splitlines()) == 3
     assert all(name in finished.stderr for name in ("notes.png", "missing.jpg", "folder.png"))
+    assert re.search(r"hair.png: \d ", finished.stdout)
     for names, taken in ((black, "white on black"), (paper, "dark on white")):
         assert all(f"{name}: taken for {taken}" in finished.stdout for name in names)
         answers = [re.search(rf"{name}: (\d) [\d.]+%, \d [\d.]+%, \d [\d.]+%$", finished.stdout, re.MULTILINE)[1]
@@ -403,7 +407,8 @@ def bad_data(folder):
     (folder / "broken.npz").write_text("not a zip file")
     for name, changes in dict(
         pickle=dict(x_train=np.array([1, "a", None], object)), scaled=dict(x_train=arrays()["x_train"] / 255),
-        flat=dict(x_train=np.zeros((60, 256), "uint8")), unequal=dict(y_train=np.zeros(59)),
+        flat=dict(x_train=np.zeros((60, 256), "uint8"), x_test=np.zeros((20, 256), "uint8")),
+        unequal=dict(y_train=np.zeros(59)),
         one_class=dict(y_train=np.zeros(60), y_test=np.zeros(20)), new_class=dict(y_test=np.arange(20)),
         few_pixels=dict(), no_test=dict(x_test=np.zeros((0, 16, 16), "uint8"), y_test=np.zeros(0)),
         tiny=dict(x_train=np.zeros((60, 2, 2), "uint8"), x_test=np.zeros((20, 2, 2), "uint8")),
@@ -515,7 +520,7 @@ def test_killed_run_resumes_and_leaves_earlier_results_until_then(default_run, t
     assert start_and_send(signal.SIGKILL, "Test accuracy", tmp_path, "--resume") == -signal.SIGKILL
     assert contents(results) == before, "killed while it draws"
     (tmp_path / "outputs" / "experiments.csv").mkdir()
-    finished = run(tmp_path, "--resume")
+    finished = run(tmp_path, "--resume", "--filters", 32, 64)  # the values it had by default
     assert "Epoch 30/" not in finished.stdout, "all epochs had been finished"
     assert finished.returncode == 2 and "experiments.csv can't be" in finished.stderr.splitlines()[-1]
     finished.returncode = 0  # the row is missing, but all else is there
