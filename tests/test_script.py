@@ -214,7 +214,7 @@ def test_other_data_sets_and_settings(tmp_path, dataset, flags):
         seen, mirrored = (model.predict(x, verbose=0) for x in (x_test, x_test[:, :, ::-1]))
         right = (seen.argmax(axis=1) == y_test.ravel()).mean()
         assert right == pytest.approx(found["test_accuracy_single_view"], abs=0.02)
-        loss, single_loss = (-np.log(probabilities[np.arange(100), y_test.ravel()]).mean()
+        loss, single_loss = (-float(np.log(probabilities[np.arange(100), y_test.ravel()]).mean())
                              for probabilities in ((seen + mirrored) / 2, seen))
         assert found["test_loss"] == pytest.approx(loss, abs=abs(loss - single_loss) / 3)
 
