@@ -5,8 +5,8 @@
 # ///
 """Image recognition with a convolutional neural network (CNN), from pixels to pictures.
 
-Loads a data set, trains a small CNN on it, measures it on images it has never seen and draws what came out
-into outputs/. It is written in the order in which it runs; in a first reading, go from the settings to "Data".
+Trains a small CNN, tests it on images it has never seen and draws what came out into outputs/. In a first
+reading, go from the settings to "Data". Points in comments are of test accuracy: README, Experiments to try.
 
     python image_recognition_cnn.py                                 # works offline, in half a minute
     python image_recognition_cnn.py --dataset cifar10 --epochs 4    # every setting is a flag
@@ -263,7 +263,7 @@ print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} vali
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
 normalization.adapt(x_train[:1 + 10_240_000 // x_train[0].size])  # 10 million numbers are enough
-# Acts in training only, where no image is then seen twice in quite the same way; batches(), below, mirrors.
+# In training only, so that no image is seen twice alike; batches(), below, mirrors. Worth 1.8 points.
 shift = layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest")
 # The first layer is computed, not learned. Neighbouring pixels are alike; its filters turn patches of 2x2
 # into uncorrelated numbers of equal spread (whitening), also negated, as ReLU cuts below 0 (Jordan, 2024).
@@ -280,9 +280,9 @@ def block(filters):
     """Layers that turn features (height, width, any) into (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that all behind it works on a quarter of the pixels
-    (Jordan, 2024). Batch normalization (Ioffe and Szegedy, 2015) allows large steps: it subtracts the mean of
-    the batch, so a convolution before it needs no bias, and divides by the spread. In a test it uses averages
-    over the last few batches (momentum 0.6), as the network changes fast.
+    (Jordan, 2024). Batch normalization (Ioffe and Szegedy, 2015) allows large steps, which is worth 4.0 points:
+    it subtracts the mean of the batch, so a convolution before it needs no bias, and divides by the spread.
+    In a test it uses averages over the last few batches (momentum 0.6), as the network changes fast.
     """
     return [
         layers.Conv2D(filters, 3, padding="same", use_bias=False),  # (height, width, filters)
@@ -381,7 +381,7 @@ with zipfile.ZipFile(unfinished / "model.keras", "a") as file:
 # %% Evaluation: the one look at the test images
 probabilities = model.predict(batches(x_test, y_test), verbose=0)  # (number, classes) float32; ignores y_test
 single_view = float(np.mean(probabilities.argmax(axis=1) == y_test))
-if AUGMENTATION and MIRROR:  # what it says of an image and of its mirror image, averaged, is right more often
+if AUGMENTATION and MIRROR:  # answers averaged with those to the mirror images are better by 1.1 points
     probabilities = (probabilities + model.predict(batches(x_test[:, :, ::-1], y_test), verbose=0)) / 2
 predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (number,) each
 accuracy = float(np.mean(predicted == y_test))
