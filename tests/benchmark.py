@@ -13,6 +13,7 @@ Writes outputs/benchmark/benchmark.json and accuracy_over_time.png.
 
 import argparse
 import json
+import os
 import pathlib
 import resource
 import runpy
@@ -81,7 +82,8 @@ def run_one(program, dataset, flags):
     keras.Model.fit = lambda self, *args, callbacks=(), **more: fit(
         self, *args, callbacks=[*callbacks, Clock()], **more)
     if program == "ours":
-        sys.argv = ["image_recognition_cnn.py", "--dataset", dataset, "--output-dir", str(RESULTS), *flags]
+        folder = os.path.relpath(RESULTS)
+        sys.argv = ["image_recognition_cnn.py", "--dataset", dataset, "--output-dir", folder, *flags]
         names = runpy.run_path(str(ROOT / "image_recognition_cnn.py"))
         images = len(names["x_train"])
         found |= dict(test_accuracy=names["accuracy"], single_view=names["single_view"], settings=names["settings"])
