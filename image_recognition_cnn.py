@@ -6,7 +6,7 @@
 """Image recognition with a convolutional neural network (CNN), from pixels to pictures.
 
 Trains a small CNN, tests it on images it has never seen and draws what came out into outputs/. In a first
-reading, go from the settings to "Data". Points in comments are of test accuracy: README, Experiments to try.
+reading, skip from the settings to "Data". "Worth 1 point" means test accuracy: README, Experiments to try.
 
     python image_recognition_cnn.py                                 # works offline, in half a minute
     python image_recognition_cnn.py --dataset cifar10 --epochs 4    # every setting is a flag
@@ -21,7 +21,7 @@ reading, go from the settings to "Data". Points in comments are of test accuracy
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, or a folder or .npz of another name
 IMAGE_SIZE = 64  # width and height to which the pictures of a folder are brought, 8 to 512 pixels
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back to watch the training, between 0 and 1
-AUGMENTATION = True  # show each training image shifted (and mirrored) at random, anew in every epoch
+AUGMENTATION = True  # shift each training image at random in every epoch (and mirror it in every other)
 SHIFT = dict(digits=1, others=2)  # pixels of the farthest shift, 0 or more
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # left-right too; a mirrored 2 is no 2
 # model
@@ -33,7 +33,7 @@ EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=16, others=30)  # passes over t
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, 1 or more
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # step size at its peak (see Training), above 0, up to 10
-WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # share of each weight lost per unit of learning rate, 0 to 100
+WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # times learning rate: share of a weight lost per step, 0 to 100
 LABEL_SMOOTHING = 0.2  # share of each label spread evenly over all classes, from 0 to below 1
 PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
 SEED = 0  # start of all random numbers, 0 to 4294967295; same seed and same machine: same result
@@ -91,7 +91,7 @@ for name, allowed in dict(
 ).items():
     if not allowed:
         stop(f"--{name.lower().replace('_', '-')} can't be {settings[name]}: {meanings.get(name, '')}.")
-if (most := (image_size - 1).bit_length() - 1) < len(FILTERS):  # whitening leaves 7 of 8 pixels; then 3, 1
+if (most := (image_size - 1).bit_length() - 1) < len(FILTERS):  # 8 pixels: 7 after whitening, then 3, 1
     stop(f"--filters {FILTERS} is too long: a block halves the image, and {image_size} pixels allow {most}.")
 
 # Results are collected in a folder of their own and take their place at the very end, so that a run that
@@ -152,10 +152,10 @@ def draw_grid(path, headline, images, titles, wrong):
     rows = max(1, -(-len(images) // 6))
     figure = plt.figure(figsize=(11, 2.1 * rows + 0.6), layout="constrained")
     figure.suptitle(headline)
-    for place, (image, title, mistake) in enumerate(zip(images, titles, wrong), 1):
+    for place, (image, text, mistake) in enumerate(zip(images, titles, wrong), 1):
         axis = figure.add_subplot(rows, 6, place, xticks=[], yticks=[])
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(text, fontsize=10)
         axis.spines[:].set(color="C3" if mistake else "C0", linewidth=5 if mistake else 2)
     figure.savefig(path, dpi=120)
 
@@ -234,7 +234,7 @@ for x, y in parts:
             or x.shape[1:] != parts[0][0].shape[1:] or y.size != len(x)):
         stop(f"--dataset {DATASET} has {x.dtype} {x.shape}, {y.size} labels; it takes uint8 (number, height, "
              f"width) or (number, height, width, 3), {least} pixels or more, alike in both parts, with labels.")
-x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0]))  # grey: 1 channel
+x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0].copy()))  # grey: 1
 names, labels = np.unique(np.concatenate([y.ravel() for _, y in parts]), return_inverse=True)
 y_train, y_test = labels[:len(x_train)], labels[len(x_train):]  # (number,) int, in the order of names
 class_names = {
@@ -256,14 +256,14 @@ try:
         test_size=max(VALIDATION_SPLIT, num_classes / len(x_train)))
 except ValueError as error:
     stop(f"--dataset {DATASET} can't be split with --validation-split {VALIDATION_SPLIT} ({error}).")
-del parts, x  # x_train and x_val are copies; the images they came from can go
+del parts, x  # all are copies by now; the images they came from can go
 print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} validation, {len(x_test)} test")
 
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it
 # Normalization stands inside the model, so the saved model takes raw pixels and can't be fed wrongly.
 normalization = layers.Normalization()  # (pixel - mean) / standard deviation, for each channel
 normalization.adapt(x_train[:1 + 10_240_000 // x_train[0].size])  # 10 million numbers are enough
-# In training only, so that no image is seen twice alike; batches(), below, mirrors. Worth 1.8 points.
+# In training only, so that an image seldom looks the same twice. With all the mirroring worth 1.8 points.
 shift = layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape[2], interpolation="nearest")
 # The first layer is computed, not learned. Neighbouring pixels are alike; its filters turn patches of 2x2
 # into uncorrelated numbers of equal spread (whitening), also negated, as ReLU cuts below 0 (Jordan, 2024).
@@ -276,7 +276,7 @@ whitening = layers.Conv2D(
     kernel_initializer=keras.initializers.Constant(np.concatenate([kernels, -kernels], axis=-1)))
 
 
-def block(filters):
+def block(filters, name):
     """Layers that turn features (height, width, any) into (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that all behind it works on a quarter of the pixels
@@ -291,7 +291,7 @@ def block(filters):
         layers.ReLU(),
         layers.Conv2D(filters, 3, padding="same", use_bias=False),  # (height // 2, width // 2, filters)
         layers.BatchNormalization(momentum=0.6),
-        layers.ReLU(),
+        layers.ReLU(name=name),
     ]
 
 
@@ -300,8 +300,8 @@ model = keras.Sequential([
     *([shift] if AUGMENTATION else []),
     normalization,
     whitening,  # (height - 1, width - 1, 8 * channels)
-    *[layer for filters in FILTERS for layer in block(filters)],  # CIFAR-10: (3, 3, 256)
-    layers.Flatten(),  # CIFAR-10: (2304,)
+    *[layer for i, filters in enumerate(FILTERS, 1) for layer in block(filters, f"block_{i}")],
+    layers.Flatten(),  # CIFAR-10: (3, 3, 256) becomes (2304,)
     layers.Dense(DENSE_UNITS, activation="relu"),  # (DENSE_UNITS,)
     layers.Dropout(DROPOUT),
     layers.Dense(num_classes, activation="softmax", dtype="float32"),  # (num_classes,) float32, always
@@ -312,11 +312,11 @@ for layer in model.layers:  # start by handing on: the first filters copy a chan
         same = range(min(kernel.shape[2:]))
         kernel[:, :, :, same], kernel[1, 1, same, same] = 0, 1
         layer.set_weights([kernel])
-stages = [whitening, *[layer for layer in model.layers if isinstance(layer, layers.ReLU)][1::2]]  # block ends
+stages = [layer for layer in model.layers if layer.name.startswith(("whitening", "block"))]
 model.summary()
 
 # %% Training
-# The rate rises from 0 over the first fifth of the run, as the first gradients of a random network mislead
+# The learning rate rises from 0 over the first fifth of the run, as the gradients of a random network mislead
 # (warm-up; Goyal et al., 2017), and then falls to 0 along a cosine, so that the weights come to rest
 # (Loshchilov and Hutter, 2017). Weight decay is decoupled from the gradient (AdamW; the same two, 2019).
 steps = EPOCHS * int(np.ceil(len(x_train) / BATCH_SIZE))
@@ -338,7 +338,7 @@ def batches(images, labels, training=False):
     Given arrays, fit would copy them, and wait up to a minute for autotune after an epoch (TensorFlow 2.21).
     """
     mirror = training and AUGMENTATION and MIRROR
-    mirrored = (np.random.default_rng(SEED).random((len(images), 1, 1, 1)) < 0.5) & mirror  # is it now?
+    mirrored = (np.random.default_rng(SEED).random((len(images), 1, 1, 1)) < 0.5) & mirror  # at the moment
 
     def read(chosen):
         mirrored[chosen] ^= mirror
@@ -357,7 +357,7 @@ def batches(images, labels, training=False):
 started, interrupt = time.perf_counter(), signal.getsignal(signal.SIGINT)
 model.fit(
     batches(x_train, y_train, training=True), validation_data=batches(x_val, y_val), epochs=EPOCHS,
-    verbose=1 if sys.stdout.isatty() else 2, shuffle=False,  # a moving bar on a screen; shuffled by batches
+    verbose=1 if sys.stdout.isatty() else 2, shuffle=False,  # a moving bar on a screen; batches shuffles
     callbacks=[
         callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: (
             logs.update(learning_rate=float(optimizer.learning_rate)),
@@ -369,7 +369,7 @@ model.fit(
     ])
 seconds = time.perf_counter() - started
 signal.signal(signal.SIGINT, interrupt)
-# An epoch that was cut off between its row in the table and its checkpoint has two: the last holds.
+# An epoch that was cut off between its row in the table and its checkpoint has two rows: the last holds.
 history = pd.read_csv(unfinished / "history.csv").drop_duplicates("epoch", keep="last", ignore_index=True)
 history.to_csv(unfinished / "history.csv", index=False)
 if not np.isfinite(history["loss"].iloc[-1]):
@@ -398,10 +398,9 @@ found = dict(
     parameters=model.count_params())
 (unfinished / "metrics.json").write_text(json.dumps(dict(
     **found, settings=settings, versions={module.__name__: module.__version__ for module in (tf, keras, np)},
-    classes=classification_report(**report, output_dict=True), confusion_matrix=counts.tolist(),
-), indent=2), encoding="utf-8")
+    classes=classification_report(**report, output_dict=True), confusion_matrix=counts.tolist()), indent=2))
 
-# %% Picture 1: how the learning went
+# %% Figure 1: how the learning went
 best = history["val_accuracy"].argmax()  # a look back; the saved model is that of the last epoch
 figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
 for axis, name in zip(axes, ("accuracy", "loss")):
@@ -413,7 +412,7 @@ for axis, name in zip(axes, ("accuracy", "loss")):
     axis.legend()
 figure.savefig(unfinished / "accuracy_loss_curves.png", dpi=120)
 
-# %% Picture 2: which class is taken for which
+# %% Figure 2: which class is taken for which
 shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each true class, from 0 to 1
 short = [name[:16] for name in class_names]
 texts = [[f"{n}\n{share:.1%}" if n else "" for n, share in zip(ns, ps)] for ns, ps in zip(counts, shares)]
@@ -427,9 +426,9 @@ axis.set(title=f"Confusion matrix on {title}: {accuracy:.2%} of {len(y_test)} te
          xlabel="predicted class", ylabel="true class")
 figure.savefig(unfinished / "confusion_matrix.png", dpi=120)
 
-# %% Pictures 3 to 5: single test images, where it looks in them, and the mistakes it was surest of
-def grad_cam(images):
-    """Return how much each place speaks for the predicted class, (number, height, width) float from 0 to 1.
+# %% Figures 3 to 5: single test images, where it looks in them, and the mistakes it was surest of
+def grad_cam(images, classes):
+    """Return how much each place speaks for the given class, (number, height, width) float from 0 to 1.
 
     A map's weight: how much the class's log-probability grows with it; what speaks against the class is cut off
     (Grad-CAM; Selvaraju et al., 2017). The maps: those that the last block gets. Images: as in x_test, uint8.
@@ -438,7 +437,8 @@ def grad_cam(images):
     with tf.GradientTape() as tape:
         maps = keras.Sequential(model.layers[:cut])(images, training=False)  # (number, rows, columns, maps)
         tape.watch(maps)
-        score = tf.math.log(tf.reduce_max(keras.Sequential(model.layers[cut:])(maps, training=False), axis=1))
+        answers = keras.Sequential(model.layers[cut:])(maps, training=False)  # (number, num_classes)
+        score = tf.math.log(tf.gather(answers, classes, axis=1, batch_dims=1))  # (number,)
     weights = tf.reduce_mean(tape.gradient(score, maps), axis=(1, 2), keepdims=True)  # (number, 1, 1, maps)
     heats = tf.nn.relu(tf.reduce_sum(tf.cast(weights * maps, "float32"), axis=3, keepdims=True))
     heats /= tf.reduce_max(heats, axis=(1, 2), keepdims=True) + 1e-9
@@ -448,7 +448,7 @@ def grad_cam(images):
 right, wrong = np.flatnonzero(predicted == y_test), np.flatnonzero(predicted != y_test)
 some = np.concatenate([right[:30 - len(wrong[:10])], wrong[:10]])
 surest = wrong[confidence[wrong].argsort()[:-31:-1]]  # some of their labels are wrong; the others teach modesty
-heats = plt.cm.inferno(grad_cam(x_test[some]))[..., :3]  # (number, height, width, 3) float, dark to bright
+heats = plt.cm.inferno(grad_cam(x_test[some], predicted[some]))[..., :3]  # (number, height, width, 3)
 marks = f"✓ blue: right     ✗ orange: {len(wrong[:10])} of the {len(wrong)} mistakes"
 for name, headline, chosen, images in (
     ("sample_predictions", f"predicted class, confidence and true class\n{marks}", some, x_test[some]),
@@ -460,14 +460,14 @@ for name, headline, chosen, images in (
               f"true: {short[y_test[i]]}" for i in chosen]
     draw_grid(unfinished / f"{name}.png", f"{title}: {headline}", images, titles, np.isin(chosen, wrong))
 
-# %% Picture 6: what it sees, from edges to parts
+# %% Figure 6: what it sees, from edges to parts
 stage_maps = keras.Model(model.inputs[0], [layer.output for layer in stages])(x_test[:1], training=False)
 colours = 0.5 + kernels / np.abs(kernels).max(axis=(0, 1, 2)) / 2  # 0.5, grey: a 0
 rows = [(f"{title}: a test picture, and what the network makes of it", x_test[:1] / 255),
         ("filters of whitening, 2 x 2 pixels", np.moveaxis(colours, 3, 0))]
 for layer, maps in zip(stages, stage_maps):
-    maps = np.moveaxis(np.float32(maps[0]), 2, 0)  # (number, height, width)
-    rows += [(f"strongest maps of {layer.name} {maps.shape}", maps[maps.max(axis=(1, 2)).argsort()[:-13:-1]])]
+    rows += [(f"strongest maps of {layer.name} {maps.shape[1:]}",
+              np.array(sorted(np.moveaxis(np.float32(maps[0]), 2, 0), key=np.max)[:-13:-1]))]
 figure, axes = plt.subplots(len(rows), 1, figsize=(11, 1.4 * len(rows)), layout="constrained")
 for axis, (name, tiles) in zip(axes, rows):
     axis.imshow(np.hstack(tiles), **(dict(cmap="gray", vmin=0, vmax=1) if tiles.ndim == 4 else {}))

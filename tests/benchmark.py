@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "outputs" / "benchmark"
 OTHERS = dict(cifar10="tutorial", mnist="mnist_convnet")
 STEPS = 40  # in a measurement of images/s
-SHORT = dict(cifar10=["--epochs", "5", "--filters", "32", "64", "128"], mnist=["--epochs", "1"])
+SHORT = dict(cifar10=["--epochs", "3", "--filters", "32", "64", "128"], mnist=["--epochs", "1"])
 
 
 def tutorial(epochs=10):
@@ -213,6 +213,7 @@ def draw(runs):
     """Draw accuracy over seconds of training, one field for each data set, into accuracy_over_time.png."""
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib import ticker
 
     sns.set_theme(style="whitegrid", palette="colorblind")
     datasets = list(dict.fromkeys(run["dataset"] for run in runs))
@@ -228,8 +229,10 @@ def draw(runs):
                       label="" if label in styles else label)
             if label not in styles:
                 styles[label] = spare.pop(0)
-        axis.set(title=dataset, xlabel="seconds of training", ylabel="validation accuracy")
-        axis.legend()
+        axis.set(title=dataset, xlabel="seconds of training", ylabel="validation accuracy", xscale="log")
+        axis.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter="{x:.0f}",
+                       minor_locator=ticker.NullLocator())
+        axis.legend(loc="lower right")
     figure.savefig(RESULTS / "accuracy_over_time.png", dpi=120)
 
 

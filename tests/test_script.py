@@ -497,7 +497,7 @@ for training, epochs in (False, [names["batches"](x, y)]), (True, [served]), (Tr
         views.append(turned.any(axis=0))
     assert views[0].any() == (len(epochs) == 2) and not views[0].all()
     assert len(epochs) == 1 or (views[0] != views[1]).all(), "an image seen from the same side in a row"
-numpy.savez("heats.npz", heats=names["grad_cam"](names["x_test"]), accuracy=names["accuracy"])"""
+numpy.savez("heats.npz", heats=names["grad_cam"](names["x_test"], names["predicted"]), accuracy=names["accuracy"])"""
     finished = subprocess.run(**command(tmp_path) | dict(args=[sys.executable, "-c", program]), capture_output=True)
     assert finished.returncode == 0, finished.stderr
     found = np.load(tmp_path / "heats.npz")
