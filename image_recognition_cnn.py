@@ -318,7 +318,7 @@ model.summary()
 # %% Training
 # The learning rate rises from 0 over the first fifth of the run, as the gradients of a random network mislead
 # (warm-up; Goyal et al., 2017), and then falls to 0 along a cosine, so that the weights come to rest
-# (Loshchilov and Hutter, 2017), worth 4.2 points. Weight decay is decoupled from it (AdamW; the same, 2019).
+# (Loshchilov and Hutter, 2017): 4.2 points. Weight decay is decoupled from the gradient (AdamW; same, 2019).
 steps = EPOCHS * int(np.ceil(len(x_train) / BATCH_SIZE))
 rate = keras.optimizers.schedules.CosineDecay(
     0.0, decay_steps=steps - steps // 5, warmup_target=LEARNING_RATE, warmup_steps=max(1, steps // 5))
