@@ -234,7 +234,7 @@ for x, y in parts:
             or x.shape[1:] != parts[0][0].shape[1:] or y.size != len(x)):
         stop(f"--dataset {DATASET} has {x.dtype} {x.shape}, {y.size} labels; it takes uint8 (number, height, "
              f"width) or (number, height, width, 3), {least} pixels or more, alike in both parts, with labels.")
-x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0].copy()))  # grey: 1
+x_train, x_test = (x if x.ndim == 4 else x[..., None] for x in (parts[0][0], parts[-1][0].copy()))  # 1 channel
 names, labels = np.unique(np.concatenate([y.ravel() for _, y in parts]), return_inverse=True)
 y_train, y_test = labels[:len(x_train)], labels[len(x_train):]  # (number,) int, in the order of names
 class_names = {
@@ -256,7 +256,7 @@ try:
         test_size=max(VALIDATION_SPLIT, num_classes / len(x_train)))
 except ValueError as error:
     stop(f"--dataset {DATASET} can't be split with --validation-split {VALIDATION_SPLIT} ({error}).")
-del parts, x  # all are copies by now; the images they came from can go
+del parts, x  # all are copies by now, so the arrays that they were cut from can go
 print(f"{num_classes} classes, {len(x_train)} training images, {len(x_val)} validation, {len(x_test)} test")
 
 # %% Model: read it as a table; behind each layer, the shape of what comes out of it
@@ -270,7 +270,7 @@ shift = layers.RandomTranslation(SHIFT / x_train.shape[1], SHIFT / x_train.shape
 sample = normalization(x_train[:1 + 3_072_000 // x_train[0].size])  # 3 million are enough here
 patches = np.reshape(keras.ops.image.extract_patches(sample, size=2, strides=1), (-1, 4 * x_train.shape[3]))
 variances, directions = np.linalg.eigh(np.cov(patches, rowvar=False))  # patches: (number, values in one)
-kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)  # no / 0
+kernels = (directions / np.sqrt(variances + 5e-4)).reshape(2, 2, x_train.shape[3], -1)  # 5e-4: no / 0
 whitening = layers.Conv2D(
     2 * kernels.shape[-1], 2, use_bias=False, activation="relu", trainable=False, name="whitening",
     kernel_initializer=keras.initializers.Constant(np.concatenate([kernels, -kernels], axis=-1)))
@@ -312,13 +312,13 @@ for layer in model.layers:  # start by handing on, a channel each (Jordan, 2024)
         same = range(min(kernel.shape[2:]))
         kernel[:, :, :, same], kernel[1, 1, same, same] = 0, 1
         layer.set_weights([kernel])
-stages = [layer for layer in model.layers if layer.name.startswith(("whitening", "block"))]
+stages = [layer for layer in model.layers if layer.name.startswith(("whitening", "block"))]  # to draw
 model.summary()
 
 # %% Training
 # The learning rate rises from 0 over the first fifth of the run, as the gradients of a random network mislead
 # (warm-up; Goyal et al., 2017), and then falls to 0 along a cosine, so that the weights come to rest
-# (Loshchilov and Hutter, 2017): 4.2 points. Weight decay is decoupled from the gradient (AdamW; same, 2019).
+# (Loshchilov and Hutter, 2017): 4.2 points. Weight decay is decoupled from the gradient (AdamW; they, 2019).
 steps = EPOCHS * int(np.ceil(len(x_train) / BATCH_SIZE))
 rate = keras.optimizers.schedules.CosineDecay(
     0.0, decay_steps=steps - steps // 5, warmup_target=LEARNING_RATE, warmup_steps=max(1, steps // 5))
