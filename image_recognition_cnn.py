@@ -741,8 +741,7 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, title, folder):
     history = fit(head, features, labels, val_features, y_val, title, folder)
     if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
         unfreeze_last_part(model.layers[-5])  # the base
-        history = fit(
-            model, x_train, y_train, x_val, y_val, title, folder, fine_tuning=True)
+        history = fit(model, x_train, y_train, x_val, y_val, title, folder, fine_tuning=True)
     return history
 
 
@@ -2449,7 +2448,7 @@ def write_page(model, class_names, about, title, path):
 
 PHONE_IMAGES = 100  # test images on which the file must answer as the Keras model does
 PHONE_TOLERANCE = 0.05  # largest difference of a probability; rounding alone makes 0.001 to 0.02
-PHONE_SAME_CLASS = 0.95  # least share of answers of the same class; rounding alone: 0.99 or more
+PHONE_SAME_CLASS = 0.95  # least share of answers of the same class; rounding leaves 0.99 or more
 
 
 def write_phone_model(model, class_names, x_test, path):
@@ -2470,7 +2469,7 @@ def write_phone_model(model, class_names, x_test, path):
         fault = compare_answers(model.predict(images, verbose=0), on_phone)
         path.with_name("labels.txt").write_bytes(labels)
     except Exception as error:  # the converter has many, and some of them fill a screen
-        message = " ".join(str(error).split())[:150]
+        message = " ".join(str(error).split())[:150].rstrip(".")
         fault = f"{type(error).__name__}, {message}"
     if fault:
         path.unlink(missing_ok=True)
@@ -2571,6 +2570,7 @@ def add_metadata(path):
     """Write into the model's file what it takes and gives."""
     from tensorflow.lite.python import schema_py_generated as tflite_schema
     from tensorflow.lite.tools import flatbuffer_utils
+
     file = flatbuffer_utils.convert_bytearray_to_object(bytearray(path.read_bytes()))
     buffer = tflite_schema.BufferT()
     buffer.data = metadata_bytes()
@@ -2584,7 +2584,7 @@ def add_metadata(path):
 
 def metadata_bytes():
     """Return the metadata: pixels stay as they are, (x - 0) / 1; labels.txt names the classes."""
-    import flatbuffers  # comes with TensorFlow
+    import flatbuffers
 
     builder = flatbuffers.Builder()
     mean = builder.CreateNumpyVector(np.array([0], "float32"))
@@ -2605,7 +2605,7 @@ def metadata_bytes():
 
 def add_table(builder, fields, kind={}):
     """Write a table of {place: what was written before}, and {place: number} for its kind."""
-    builder.StartObject(8)  # as many places as the largest of these tables has, or more
+    builder.StartObject(8)  # places; the tables have up to 10, but none after 6 is filled here
     for place, value in fields.items():
         builder.PrependUOffsetTRelativeSlot(place, value, 0)
     for place, number in kind.items():

@@ -1,269 +1,499 @@
-"""Which script learns more in a minute? Runs ours and the two that most people start from, in turn.
+"""Which program learns more in a minute? Runs ours and those that most people start from, in turn.
 
-    python tests/benchmark.py            # default settings, seeds 0, 1 and 2: some hours on two cores
+    python tests/benchmark.py            # default settings, seeds 0, 1 and 2: hours on two cores
     python tests/benchmark.py --quick    # a look: one seed, few epochs
-    python tests/benchmark.py --datasets cifar10 -- --precision mixed_bfloat16    # flags for our script
+    python tests/benchmark.py --datasets cifar10 -- --precision mixed_bfloat16    # flags for ours
 
-The others are written anew from their descriptions: the tutorial "Convolutional Neural Network (CNN)" of
-TensorFlow on CIFAR-10 and Keras' example "Simple MNIST convnet" on MNIST. Each run is a process of its own.
-Seconds are those of the training steps alone, without imports, loading and validation. It needs the data sets,
-from a download or a copy, and with PyTorch installed it measures the same network there as well.
-Writes outputs/benchmark/benchmark.json and accuracy_over_time.png.
+The others are written anew from their descriptions: TensorFlow's tutorial "Convolutional Neural
+Network (CNN)" on CIFAR-10, Keras' example "Simple MNIST convnet" on MNIST, and as the floor the
+logistic regression of scikit-learn, a network without hidden layers. Each run is a process of its
+own. Seconds are those of whole epochs: each program validates in its own way, and ours also draws
+its curves. It needs the data sets, from a download or a copy. With PyTorch installed it measures
+the same network there as well. Linux only, as it reads the memory that a process has used.
+
+Writes benchmark.json (after each run, so that nothing is lost) and accuracy_over_time.png into
+outputs/benchmark/, with --quick into outputs/benchmark/quick/, and prints a table in markdown.
 """
-
 import argparse
 import json
 import os
 import pathlib
-import resource
-import runpy
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "outputs" / "benchmark"
-OTHERS = dict(cifar10="tutorial", mnist="mnist_convnet")
+SCRIPT = ROOT / "image_recognition_cnn.py"
+RESULTS = ROOT / "outputs" / "benchmark"  # with --quick, its sub-folder quick
+
+# The script sets this for itself. Here all programs get it, so that all have the same fast kernels.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+TUTORIALS = {"cifar10": "tutorial", "mnist": "mnist_convnet"}  # for each data set, the usual start
+TUTORIAL_EPOCHS = {"tutorial": 10, "mnist_convnet": 15}  # as their authors have them
+QUICK_EPOCHS = 3  # of the two with --quick
+SHORT_FLAGS = {  # for a run of our script of about a minute; a second run has the default settings
+    "cifar10": ["--epochs", "3", "--filters", "32", "64", "128"],
+    "mnist": ["--epochs", "1"],
+}
+LABELS = {  # in the picture
+    "ours": "this script",
+    "tutorial": "TensorFlow's tutorial",
+    "mnist_convnet": "Keras' example",
+    "logistic_regression": "logistic regression (the floor)",
+}
 STEPS = 40  # in a measurement of images/s
-SHORT = dict(cifar10=["--epochs", "3", "--filters", "32", "64", "128"], mnist=["--epochs", "1"])
+ROUNDS = 3  # of each measurement; the best one counts, as other work on the machine only takes away
 
 
-def tutorial(epochs=10):
-    """TensorFlow's tutorial: convolutions of 32, 64 and 64 filters, Dense 64, Adam, batches of 32."""
-    from keras import Input, Sequential, datasets, layers, losses
-
-    (x_train, y_train), (x_test, y_test) = datasets.cifar10.load_data()
-    model = Sequential([
-        Input((32, 32, 3)),
-        layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(),
-        layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(),
-        layers.Conv2D(64, 3, activation="relu"), layers.Flatten(),
-        layers.Dense(64, activation="relu"), layers.Dense(10)])
-    model.compile("adam", losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    model.fit(x_train / 255.0, y_train, epochs=epochs, validation_data=(x_test / 255.0, y_test), verbose=2)
-
-
-def mnist_convnet(epochs=15):
-    """Keras' example: convolutions of 32 and 64 filters, dropout, Adam, batches of 128, a tenth held back."""
-    from keras import Input, Sequential, datasets, layers, utils
-
-    (x_train, y_train), (x_test, y_test) = datasets.mnist.load_data()
-    x_train, x_test = (x.astype("float32")[..., None] / 255 for x in (x_train, x_test))
-    model = Sequential([
-        Input((28, 28, 1)),
-        layers.Conv2D(32, 3, activation="relu"), layers.MaxPooling2D(),
-        layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(),
-        layers.Flatten(), layers.Dropout(0.5), layers.Dense(10, activation="softmax")])
-    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
-    model.fit(x_train[:54000], utils.to_categorical(y_train[:54000]), batch_size=128, epochs=epochs, verbose=2,
-              validation_data=(x_test, utils.to_categorical(y_test)))
-
-
-def run_one(program, dataset, flags):
-    """Run one program in this process with a clock in its fit; print as JSON what was found."""
-    if program == "pytorch":
-        return print("\n" + json.dumps(pytorch(dataset, json.loads(flags[0]))))
+# %% The programs that ours is compared with. Each runs in a process of its own and returns a dict:
+# "seconds" and "accuracy" of each epoch (on the test images, as their authors do it),
+# "test_accuracy" of the last one, and "images_per_second".
+def tutorial(epochs, seed):
+    """TensorFlow's tutorial: convolutions of 32, 64 and 64 filters, Dense 64, batches of 32."""
     import keras
+    from keras import layers
 
-    found = dict(program=program, dataset=dataset, flags=flags, seconds=[], accuracy=[], images_per_second={})
-
-    class Clock(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            self.started, self.stopped = time.perf_counter(), None
-
-        def on_test_begin(self, logs=None):
-            self.stopped = self.stopped or time.perf_counter()
-
-        def on_epoch_end(self, epoch, logs):
-            found["seconds"].append(self.stopped - self.started)
-            found["accuracy"].append(float(logs["val_accuracy"]))
-
-    fit = keras.Model.fit
-    keras.Model.fit = lambda self, *args, callbacks=(), **more: fit(
-        self, *args, callbacks=[*callbacks, Clock()], **more)
-    if program == "ours":
-        folder = os.path.relpath(RESULTS)
-        sys.argv = ["image_recognition_cnn.py", "--dataset", dataset, "--output-dir", folder, *flags]
-        names = runpy.run_path(str(ROOT / "image_recognition_cnn.py"))
-        images = len(names["x_train"])
-        found |= dict(test_accuracy=names["accuracy"], single_view=names["single_view"], settings=names["settings"])
-    else:
-        keras.utils.set_random_seed(0)
-        globals()[program](*map(int, flags))
-        images = dict(tutorial=50000, mnist_convnet=54000)[program]
-        found |= dict(test_accuracy=found["accuracy"][-1])
-    found |= dict(peak_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)  # kB on Linux
-    found["images_per_second"]["whole run"] = images * len(found["seconds"]) / sum(found["seconds"])
-    if program == "ours":
-        keras.Model.fit = fit
-        found["images_per_second"] |= speeds(names)
-    print("\n" + json.dumps(found))
+    keras.utils.set_random_seed(seed)
+    (x_train, y_train), (x_test, y_test) = keras.datasets.cifar10.load_data()
+    model = keras.Sequential([
+        keras.Input((32, 32, 3)),
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.Flatten(),
+        layers.Dense(64, activation="relu"),
+        layers.Dense(10),
+    ])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    test = (x_test / 255.0, y_test)
+    return timed_fit(model, x_train / 255.0, y_train, test, epochs, batch_size=32)
 
 
-def process(program, dataset, *flags):
-    """Return what run_one finds in a process of its own."""
-    command = [sys.executable, __file__, "--run", program, dataset, "--", *flags]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(output.splitlines()[-1])
+def mnist_convnet(epochs, seed):
+    """Keras' example: convolutions of 32 and 64 filters, dropout, batches of 128, 10 % held back."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(seed)
+    (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+    x_train = x_train[..., None].astype("float32") / 255
+    x_test = x_test[..., None].astype("float32") / 255
+    model = keras.Sequential([
+        keras.Input((28, 28, 1)),
+        layers.Conv2D(32, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Conv2D(64, 3, activation="relu"),
+        layers.MaxPooling2D(),
+        layers.Flatten(),
+        layers.Dropout(0.5),
+        layers.Dense(10, activation="softmax"),
+    ])
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    number = len(x_train) * 9 // 10
+    test = (x_test, y_test)
+    return timed_fit(model, x_train[:number], y_train[:number], test, epochs, batch_size=128)
 
 
-def speeds(names):
+def timed_fit(model, x_train, y_train, test, epochs, batch_size):
+    """Train a model with a clock: from the start, and from one end of an epoch to the next."""
+    from keras import callbacks
+
+    ends = [time.perf_counter()]
+    clock = callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter()))
+    history = model.fit(x_train, y_train, batch_size=batch_size, epochs=epochs, verbose=2,
+                        validation_data=test, callbacks=[clock]).history
+    seconds = [after - before for before, after in zip(ends, ends[1:])]
+    return {
+        "seconds": seconds,
+        "accuracy": history["val_accuracy"],
+        "test_accuracy": history["val_accuracy"][-1],
+        "images_per_second": {"whole run": len(x_train) * epochs / sum(seconds)},
+    }
+
+
+def logistic_regression(dataset):
+    """The floor: one weight for each pixel and class, of images of 16x16 pixels; a fit is an epoch."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    script = script_with({"DATASET": dataset})
+    (x_train, y_train), _, (x_test, y_test), _, _ = script.load_data()
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=200))
+    pixels = script.small_and_flat(x_train)
+    started = time.perf_counter()
+    regression.fit(pixels, y_train)
+    seconds = time.perf_counter() - started
+    accuracy = regression.score(script.small_and_flat(x_test), y_test)
+    return {
+        "seconds": [seconds],
+        "accuracy": [accuracy],
+        "test_accuracy": accuracy,
+        "images_per_second": {},
+    }
+
+
+# %% Ours
+def run_ours(dataset, flags):
+    """Run the script's command in a folder of its own; return what its files say.
+
+    "accuracy" of each epoch is on the validation images, "test_accuracy" on the test images.
+    """
+    import pandas as pd
+
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, SCRIPT, "--dataset", dataset, "--output-dir", folder, *flags]
+        peak_gb = run_process(command)
+        results = pathlib.Path(folder, dataset)
+        metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+        history = pd.read_csv(results / "history.csv")
+    settings = metrics["settings"]
+    settings["OUTPUT_DIR"] = "outputs"  # no path of this machine in what is kept
+    return {
+        "seconds": history["seconds"].tolist(),
+        "accuracy": history["val_accuracy"].tolist(),
+        "test_accuracy": metrics["test_accuracy"],
+        "test_accuracy_two_views": metrics.get("test_accuracy_two_views"),
+        "images_per_second": {},
+        "settings": settings,
+        "versions": metrics["versions"],
+        "peak_gb": peak_gb,
+    }
+
+
+def script_with(settings):
+    """Return the script as a module with these settings, the others as its block has them."""
+    sys.path.insert(0, str(ROOT))
+    import image_recognition_cnn as script
+
+    for name, value in settings.items():
+        setattr(script, name, value)
+    script.read_settings()
+    return script
+
+
+def speeds(settings):
     """Images/s of our network: in a bare loop, with augmentation, and with fit and input as well."""
-    import keras
-
-    size = names["BATCH_SIZE"]
-    x, y = names["x_train"][:size], keras.utils.to_categorical(names["y_train"][:size], names["num_classes"])
-    served = names["batches"](names["x_train"][:size * STEPS], names["y_train"][:size * STEPS], training=True)
+    script = script_with(settings)
+    (x_train, y_train), _, _, class_names, _ = script.load_data()
+    keras = script.keras
+    number = min(len(x_train), script.BATCH_SIZE * STEPS)
+    x = x_train[:script.BATCH_SIZE]
+    y = keras.utils.to_categorical(y_train[:script.BATCH_SIZE], len(class_names))
+    served = script.batches(x_train[:number], y_train[:number], len(class_names), training=True)
 
     def compiled(layers):
         model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
-        optimizer = keras.optimizers.Adam(1e-6, weight_decay=0.25)
-        model.compile(optimizer, names["loss_function"], metrics=["accuracy"])
+        optimizer = script.make_optimizer(1e-6, script.WEIGHT_DECAY)
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=script.LABEL_SMOOTHING)
+        model.compile(optimizer, loss, metrics=["accuracy"])
         return model
 
-    every = names["model"].layers
-    bare, whole = compiled([layer for layer in every if layer is not names["shift"]]), compiled(every)
-    return in_turn(min(len(names["x_train"]), size * STEPS), {
-        "bare loop": lambda: [bare.train_on_batch(x, y) for _ in range(STEPS)],
-        "with augmentation": lambda: [whole.train_on_batch(x, y) for _ in range(STEPS)],
-        "with fit and input": lambda: whole.fit(served, verbose=0, shuffle=False)})
+    model = script.build_model(x_train, len(class_names))
+    whole = compiled(model.layers)
+    bare = compiled([layer for layer in model.layers if layer.name not in ("shift", "mirror")])
+
+    def bare_loop():
+        for _ in range(number // len(x)):
+            bare.train_on_batch(x, y)
+
+    def loop_with_augmentation():
+        for _ in range(number // len(x)):
+            whole.train_on_batch(x, y)
+
+    def fit():
+        whole.fit(served, verbose=0, shuffle=False)
+
+    return in_turn({
+        "bare loop": (bare_loop, number),
+        "with augmentation": (loop_with_augmentation, number),
+        "with fit and input": (fit, number),
+    })
 
 
-def in_turn(images, contests, rounds=3):
-    """Images/s of the contests, each the best of its rounds, as whatever else the machine does only takes away."""
+def in_turn(contests):
+    """Return images/s of the contests by name, each the best of its rounds.
+
+    contests: {name: (function that trains on some images, number of images)}.
+    """
     seconds = {name: [] for name in contests}
-    for _ in range(rounds + 1):  # the first is for warming up
-        for name, contest in contests.items():
+    for _ in range(ROUNDS + 1):  # the first is for warming up
+        for name, (contest, _) in contests.items():
             started = time.perf_counter()
             contest()
             seconds[name].append(time.perf_counter() - started)
-    return {name: images / min(times[1:]) for name, times in seconds.items()}
+    return {name: number / min(seconds[name][1:]) for name, (_, number) in contests.items()}
 
 
-def pytorch(dataset, settings):
-    """Images/s of our network and of cifar10-airbench's airbench94 (Jordan, 2024) in PyTorch, if installed.
+# %% The same network in PyTorch, if installed
+def pytorch_speeds(settings):
+    """Images/s of our network (with all its tricks on) and of airbench94 (Jordan, 2024) in PyTorch.
 
-    In a process of its own: PyTorch and TensorFlow may each bring an LLVM that tolerates no other.
+    Bare loops over random pixels. A process of its own, as PyTorch and TensorFlow may each bring an
+    LLVM that tolerates no other. Returns {} without PyTorch.
     """
     try:
         import torch
         from torch import nn
     except ImportError:
         return {}
-    side, channels = dict(cifar10=(32, 3), mnist=(28, 1))[dataset]
+    size, channels = {"cifar10": (32, 3), "mnist": (28, 1)}[settings["DATASET"]]
+    is_bfloat16 = settings["PRECISION"] == "mixed_bfloat16"
 
-    def network(widths, activation, head):
-        layers = [nn.Conv2d(channels, 8 * channels, 2, bias=False).requires_grad_(False), activation()]
-        for before, width in zip([8 * channels, *widths], widths):
-            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2),
-                       nn.BatchNorm2d(width), activation(),
-                       nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), activation()]
-        model = nn.Sequential(*layers, *head)
-        model(torch.zeros(2, channels, side, side))  # makes the lazy layer
+    def network(filters, activation, head):
+        modules = [nn.Conv2d(channels, 8 * channels, 2, bias=False), activation()]
+        modules[0].requires_grad_(False)  # the whitening layer
+        before = 8 * channels
+        for number in filters:
+            modules += [
+                nn.Conv2d(before, number, 3, padding=1, bias=False),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(number),
+                activation(),
+                nn.Conv2d(number, number, 3, padding=1, bias=False),
+                nn.BatchNorm2d(number),
+                activation(),
+            ]
+            before = number
+        model = nn.Sequential(*modules, *head)
+        model(torch.zeros(2, channels, size, size))  # the lazy layer now learns its shape
         return model.to(memory_format=torch.channels_last)
 
-    def contest(model, optimizer, size):
-        optimizer = optimizer([weights for weights in model.parameters() if weights.requires_grad])
-        pixels = torch.randn(size, channels, side, side).to(memory_format=torch.channels_last)
-        labels = torch.randint(10, (size,))
+    def contest(model, optimizer, batch_size):
+        pixels = torch.randn(batch_size, channels, size, size)
+        pixels = pixels.to(memory_format=torch.channels_last)
+        labels = torch.randint(10, (batch_size,))
+        steps = max(1, settings["BATCH_SIZE"] * STEPS // batch_size)
 
         def loop():
-            for _ in range(images // size):
-                with torch.autocast("cpu", torch.bfloat16, enabled=settings["PRECISION"] == "mixed_bfloat16"):
+            for _ in range(steps):
+                with torch.autocast("cpu", torch.bfloat16, enabled=is_bfloat16):
                     loss = nn.functional.cross_entropy(model(pixels), labels, label_smoothing=0.2)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        return loop
 
-    images = max(1024, settings["BATCH_SIZE"] * STEPS // 1024 * 1024)
+        return loop, steps * batch_size
+
+    def learned(model):
+        return [weights for weights in model.parameters() if weights.requires_grad]
+
     ours = network(settings["FILTERS"], nn.ReLU, [
-        nn.Flatten(), nn.LazyLinear(settings["DENSE_UNITS"]), nn.ReLU(), nn.Dropout(settings["DROPOUT"]),
-        nn.Linear(settings["DENSE_UNITS"], 10)])
-    contests = {"ours in PyTorch": contest(ours, lambda w: torch.optim.AdamW(w, 1e-6), settings["BATCH_SIZE"])}
-    if dataset == "cifar10":
-        airbench94 = network([64, 256, 256], nn.GELU, [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10)])
-        sgd = lambda w: torch.optim.SGD(w, 1e-6, momentum=0.85, nesterov=True)
-        contests["airbench94"] = contest(airbench94, sgd, 1024)
-    return in_turn(images, contests)
+        nn.Flatten(),
+        nn.LazyLinear(settings["DENSE_UNITS"]),
+        nn.ReLU(),
+        nn.Dropout(settings["DROPOUT"]),
+        nn.Linear(settings["DENSE_UNITS"], 10),
+    ])
+    optimizer = torch.optim.AdamW(learned(ours), 1e-6)
+    contests = {"ours in PyTorch": contest(ours, optimizer, settings["BATCH_SIZE"])}
+    if settings["DATASET"] == "cifar10":
+        head = [nn.MaxPool2d(3), nn.Flatten(), nn.Linear(256, 10)]
+        airbench94 = network([64, 256, 256], nn.GELU, head)
+        optimizer = torch.optim.SGD(learned(airbench94), 1e-6, momentum=0.85, nesterov=True)
+        contests["airbench94"] = contest(airbench94, optimizer, 1024)
+    return in_turn(contests)
 
 
-def course(run):
-    """Pairs (seconds of training so far, validation accuracy), one for each epoch."""
-    return [(sum(run["seconds"][:i + 1]), accuracy) for i, accuracy in enumerate(run["accuracy"])]
+# %% Processes
+def run_process(command):
+    """Run a command to its end; return the memory that it used at most, in GB (Linux)."""
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        words = " ".join(str(word) for word in command)
+        raise SystemExit(f"benchmark.py: this command failed, see above: {words}")
+    return usage.ru_maxrss / 1e6  # from kB
 
 
-def report(runs):
-    """Print one table: each run beside the other program's first run on the same data."""
-    print("\nprogram       data set epochs seconds   test peak GB  beside the other")
-    for run in runs:
-        other = next(r for r in runs if r["dataset"] == run["dataset"] and r["program"] != run["program"])
-        limit, goal = sum(other["seconds"]), other["test_accuracy"]
-        in_time = [f"{accuracy:.1%}" for seconds, accuracy in course(run) if seconds <= limit]
-        reached = [f"after {seconds:.0f} s" for seconds, accuracy in course(run) if accuracy >= goal]
-        print(f"{run['program']:14}{run['dataset']:9}{len(run['seconds']):6}{sum(run['seconds']):8.0f}"
-              f"{run['test_accuracy']:7.2%}{run['peak_gb']:8.2f}  {['no epoch', *in_time][-1]} in its "
-              f"{limit:.0f} s; its {goal:.1%} {[*reached, 'never'][0]}", *run["flags"])
-        print("    after each epoch:", *(f"{accuracy:.1%}" for accuracy in run["accuracy"]))
-        speeds = run["images_per_second"].items()
-        print("    images/s:", ", ".join(f"{name} {speed:.0f}" for name, speed in speeds))
+def run_apart(function, arguments):
+    """Run one of the functions above in a process of its own.
+
+    arguments: {name: value}. Returns what the function returns, with "peak_gb" added.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        answer = pathlib.Path(folder, "answer.json")
+        command = [sys.executable, __file__, "--run", function, json.dumps(arguments), answer]
+        peak_gb = run_process(command)
+        record = json.loads(answer.read_text())
+    record["peak_gb"] = peak_gb
+    return record
 
 
-def draw(runs):
-    """Draw accuracy over seconds of training, one field for each data set, into accuracy_over_time.png."""
+def run_all(datasets, seeds, quick, flags, folder):
+    """Run everything; return a list of records, which are kept in the folder's benchmark.json."""
+    records = []
+
+    def keep(program, dataset, flags_of_run, record):
+        named = {"program": program, "dataset": dataset, "flags": flags_of_run}
+        records.append({**named, **record})
+        text = json.dumps(records, indent=1)
+        (folder / "benchmark.json").write_text(text + "\n", encoding="utf-8")
+
+    for dataset in datasets:  # once, as there is no luck in it
+        print(f"Running logistic regression on {dataset}", flush=True)
+        record = run_apart("logistic_regression", {"dataset": dataset})
+        keep("logistic_regression", dataset, [], record)
+    for seed in seeds:
+        for dataset in datasets:
+            program = TUTORIALS[dataset]
+            epochs = QUICK_EPOCHS if quick else TUTORIAL_EPOCHS[program]
+            print(f"Running {program} on {dataset}, {epochs} epochs, seed {seed}", flush=True)
+            record = run_apart(program, {"epochs": epochs, "seed": seed})
+            keep(program, dataset, ["--seed", str(seed)], record)
+            runs = [SHORT_FLAGS[dataset]]
+            if not quick:
+                runs.append([])  # the default settings
+            for run in runs:
+                flags_of_run = [*run, *flags, "--seed", str(seed)]
+                print("Running ours on", dataset, *flags_of_run, flush=True)
+                record = run_ours(dataset, flags_of_run)
+                record["images_per_second"] = all_speeds(record)
+                keep("ours", dataset, flags_of_run, record)
+    return records
+
+
+def all_speeds(record):
+    """Return images/s of our network, in the whole run and in loops, also in PyTorch."""
+    settings = record["settings"]
+    images = {"cifar10": 50_000, "mnist": 60_000}[settings["DATASET"]]
+    images = images * (1 - settings["VALIDATION_SPLIT"]) * len(record["seconds"])
+    found = {"whole run": images / sum(record["seconds"])}
+    found.update(run_apart("speeds", {"settings": settings}))
+    found.update(run_apart("pytorch_speeds", {"settings": settings}))
+    del found["peak_gb"]
+    return found
+
+
+# %% The report
+def course(record):
+    """Return a list of pairs (seconds of training so far, accuracy), one for each epoch."""
+    pairs = []
+    total = 0.0
+    for seconds, accuracy in zip(record["seconds"], record["accuracy"]):
+        total += seconds
+        pairs.append((total, accuracy))
+    return pairs
+
+
+def beside_the_tutorial(record, tutorial_record):
+    """Return in words what the tutorial had reached in our time, and when we passed its end."""
+    limit = sum(record["seconds"])
+    goal = tutorial_record["test_accuracy"]
+    in_time = [accuracy for seconds, accuracy in course(tutorial_record) if seconds <= limit]
+    passed = [seconds for seconds, accuracy in course(record) if accuracy >= goal]
+    words = "the tutorial in that time: "
+    words += f"{in_time[-1]:.1%}" if in_time else "no epoch yet"
+    words += f"; at the tutorial's {goal:.1%} "
+    words += f"after {passed[0]:.0f} s" if passed else "never"
+    return words
+
+
+def report(records):
+    """Print a table in markdown, and the accuracy after each epoch and images/s of each run."""
+    print("\n| data set: program | epochs | seconds | test accuracy | two views | peak GB | beside |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for record in records:
+        beside = ""
+        if record["program"] == "ours":
+            tutorial_record = next(other for other in records
+                                   if other["program"] == TUTORIALS[record["dataset"]])
+            beside = beside_the_tutorial(record, tutorial_record)
+        two_views = record.get("test_accuracy_two_views")
+        cells = [
+            f"{record['dataset']}: {' '.join([record['program'], *record['flags']])}",
+            str(len(record["seconds"])),
+            f"{sum(record['seconds']):.0f}",
+            f"{record['test_accuracy']:.2%}",
+            f"{two_views:.2%}" if two_views else "",
+            f"{record['peak_gb']:.1f}",
+            beside,
+        ]
+        print("|", " | ".join(cells), "|")
+    for record in records:
+        print(f"\n{record['dataset']}: {' '.join([record['program'], *record['flags']])}")
+        print("  after each epoch:", ", ".join(f"{a:.1%}" for a in record["accuracy"]))
+        speed_words = [f"{name} {speed:,.0f}"
+                       for name, speed in record["images_per_second"].items()]
+        if speed_words:
+            print("  images/s:", ", ".join(speed_words))
+
+
+def draw(records, path):
+    """Draw accuracy over seconds of training, one field for each data set."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # draws into files: needs no screen
     import matplotlib.pyplot as plt
     import seaborn as sns
     from matplotlib import ticker
 
     sns.set_theme(style="whitegrid", palette="colorblind")
-    datasets = list(dict.fromkeys(run["dataset"] for run in runs))
-    size = (6 * len(datasets), 4.5)
-    figure, axes = plt.subplots(1, len(datasets), figsize=size, layout="constrained", squeeze=False)
-    names = dict(ours="this script", tutorial="TensorFlow's tutorial", mnist_convnet="Keras' example")
+    datasets = list(dict.fromkeys(record["dataset"] for record in records))
+    figure, axes = plt.subplots(1, len(datasets), figsize=(6 * len(datasets), 4.5),
+                                layout="constrained", squeeze=False)
     for axis, dataset in zip(axes[0], datasets):
-        spare, styles = ["C3s--", "C0o-", "C2^-."], {}
-        for run in (run for run in runs if run["dataset"] == dataset):
-            flags = " ".join(run["flags"][:run["flags"].index("--seed")]) if run["program"] == "ours" else ""
-            label = f"{names[run['program']]} {flags}"
-            axis.plot(*zip(*course(run)), styles.get(label) or spare[0], markersize=4,
-                      label="" if label in styles else label)
-            if label not in styles:
-                styles[label] = spare.pop(0)
-        axis.set(title=dataset, xlabel="seconds of training", ylabel="validation accuracy", xscale="log")
-        axis.xaxis.set(major_locator=ticker.LogLocator(subs=(1, 2, 5)), major_formatter="{x:.0f}",
-                       minor_locator=ticker.NullLocator())
+        styles = ["C7D", "C3s--", "C0o-", "C2^-.", "C4v:"]  # a new one for each new label
+        style_of_label = {}
+        for record in records:
+            if record["dataset"] != dataset:
+                continue
+            label = label_in_picture(record)
+            seconds, accuracies = zip(*course(record))
+            if label in style_of_label:  # another seed: the same style, and no second entry
+                axis.plot(seconds, accuracies, style_of_label[label], markersize=4)
+            else:
+                style_of_label[label] = styles.pop(0)
+                axis.plot(seconds, accuracies, style_of_label[label], markersize=4, label=label)
+        axis.set(title=dataset, xlabel="seconds of training", xscale="log",
+                 ylabel="accuracy (ours: validation, others: test images)")
+        axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_formatter(ticker.PercentFormatter(xmax=1, decimals=None))
         axis.legend(loc="lower right")
-    figure.savefig(RESULTS / "accuracy_over_time.png", dpi=120)
+    figure.savefig(path, dpi=120)
+
+
+def label_in_picture(record):
+    """Return the name of a program with its flags, but not the seed."""
+    flags = record["flags"]
+    if "--seed" in flags:
+        flags = flags[:flags.index("--seed")]
+    return " ".join([LABELS[record["program"]], *flags])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--datasets", nargs="+", default=list(OTHERS), choices=list(OTHERS))
-    parser.add_argument("--run", nargs=2, help=argparse.SUPPRESS)  # one program and data set, for the processes
+    parser.add_argument("--datasets", nargs="+", default=list(TUTORIALS), choices=list(TUTORIALS))
+    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)  # for run_apart
     parser.add_argument("flags", nargs="*", help="for our script, after --")
     given = parser.parse_args()
     if given.run:
-        return run_one(*given.run, given.flags)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    runs = []
-    for seed in given.seeds[:1] if given.quick else given.seeds:
-        for dataset in given.datasets:
-            ours = [SHORT[dataset]] if given.quick else [SHORT[dataset], []]
-            for program, flags in [
-                (OTHERS[dataset], ["3"] if given.quick and dataset == "mnist" else []),
-                *[("ours", [*flags, "--seed", str(seed), *given.flags]) for flags in ours],
-            ]:
-                print("Running", program, "on", dataset, *flags, flush=True)
-                runs.append(process(program, dataset, *flags))
-                if program == "ours":
-                    speeds = runs[-1]["images_per_second"]
-                    speeds |= process("pytorch", dataset, json.dumps(runs[-1]["settings"]))
-                (RESULTS / "benchmark.json").write_text(json.dumps(runs, indent=1))  # what is done is not lost
-    report(runs)
-    draw(runs)
-    print("In", RESULTS)
+        function, arguments, answer = given.run
+        result = globals()[function](**json.loads(arguments))
+        pathlib.Path(answer).write_text(json.dumps(result))
+        return
+    folder = RESULTS
+    seeds = given.seeds
+    if given.quick:
+        folder = RESULTS / "quick"
+        seeds = given.seeds[:1]
+    folder.mkdir(parents=True, exist_ok=True)
+    records = run_all(given.datasets, seeds, given.quick, given.flags, folder)
+    report(records)
+    draw(records, folder / "accuracy_over_time.png")
+    print("\nIn", os.path.relpath(folder), "benchmark.json, accuracy_over_time.png")
 
 
 if __name__ == "__main__":
