@@ -75,7 +75,7 @@ def tutorial(epochs, seed):
 
 
 def mnist_convnet(epochs, seed):
-    """Keras' example: convolutions of 32 and 64 filters, dropout, batches of 128, 10 % held back."""
+    """Keras' example: convolutions of 32 and 64 filters, dropout, batches of 128, nine tenths."""
     import keras
     from keras import layers
 
@@ -118,7 +118,7 @@ def timed_fit(model, x_train, y_train, test, epochs, batch_size):
 
 
 def logistic_regression(dataset):
-    """The floor: one weight for each pixel and class, of images of 16x16 pixels; a fit is an epoch."""
+    """The floor: one weight for each pixel and class, images of 16x16 pixels; a fit is an epoch."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -178,8 +178,11 @@ def script_with(settings):
     return script
 
 
-def speeds(settings):
-    """Images/s of our network: in a bare loop, with augmentation, and with fit and input as well."""
+def speeds(settings, seconds):
+    """Images/s of our network: whole run, bare loop, with augmentation, with fit and input as well.
+
+    settings: by name. seconds: of each epoch of the whole run.
+    """
     script = script_with(settings)
     (x_train, y_train), _, _, class_names, _ = script.load_data()
     keras = script.keras
@@ -210,11 +213,13 @@ def speeds(settings):
     def fit():
         whole.fit(served, verbose=0, shuffle=False)
 
-    return in_turn({
-        "bare loop": (bare_loop, number),
-        "with augmentation": (loop_with_augmentation, number),
-        "with fit and input": (fit, number),
-    })
+    found = {"whole run": len(x_train) * len(seconds) / sum(seconds)}
+    found.update(in_turn({
+        "bare loop": (bare_loop, number // len(x) * len(x)),
+        "with augmentation": (loop_with_augmentation, number // len(x) * len(x)),
+        "with fit and input": (fit, number // len(x) * len(x)),
+    }))
+    return found
 
 
 def in_turn(contests):
@@ -363,10 +368,7 @@ def run_all(datasets, seeds, quick, flags, folder):
 def all_speeds(record):
     """Return images/s of our network, in the whole run and in loops, also in PyTorch."""
     settings = record["settings"]
-    images = {"cifar10": 50_000, "mnist": 60_000}[settings["DATASET"]]
-    images = images * (1 - settings["VALIDATION_SPLIT"]) * len(record["seconds"])
-    found = {"whole run": images / sum(record["seconds"])}
-    found.update(run_apart("speeds", {"settings": settings}))
+    found = run_apart("speeds", {"settings": settings, "seconds": record["seconds"]})
     found.update(run_apart("pytorch_speeds", {"settings": settings}))
     del found["peak_gb"]
     return found
@@ -389,30 +391,36 @@ def beside_the_tutorial(record, tutorial_record):
     goal = tutorial_record["test_accuracy"]
     in_time = [accuracy for seconds, accuracy in course(tutorial_record) if seconds <= limit]
     passed = [seconds for seconds, accuracy in course(record) if accuracy >= goal]
-    words = "the tutorial in that time: "
-    words += f"{in_time[-1]:.1%}" if in_time else "no epoch yet"
-    words += f"; at the tutorial's {goal:.1%} "
-    words += f"after {passed[0]:.0f} s" if passed else "never"
-    return words
+    reached = "no epoch yet"
+    if in_time:
+        reached = f"{in_time[-1]:.1%}"
+    when = "never"
+    if passed:
+        when = f"after {passed[0]:.0f} s"
+    return f"the tutorial in that time: {reached}; at the tutorial's last {goal:.1%}: {when}"
 
 
 def report(records):
     """Print a table in markdown, and the accuracy after each epoch and images/s of each run."""
-    print("\n| data set: program | epochs | seconds | test accuracy | two views | peak GB | beside |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    titles = ["data set: program", "epochs", "seconds", "test accuracy", "two views", "peak GB",
+              "beside the tutorial"]
+    print("\n|", " | ".join(titles), "|")
+    print("|" + " --- |" * len(titles))
     for record in records:
         beside = ""
         if record["program"] == "ours":
             tutorial_record = next(other for other in records
                                    if other["program"] == TUTORIALS[record["dataset"]])
             beside = beside_the_tutorial(record, tutorial_record)
-        two_views = record.get("test_accuracy_two_views")
+        two_views = ""
+        if record.get("test_accuracy_two_views"):
+            two_views = f"{record['test_accuracy_two_views']:.2%}"
         cells = [
             f"{record['dataset']}: {' '.join([record['program'], *record['flags']])}",
             str(len(record["seconds"])),
             f"{sum(record['seconds']):.0f}",
             f"{record['test_accuracy']:.2%}",
-            f"{two_views:.2%}" if two_views else "",
+            two_views,
             f"{record['peak_gb']:.1f}",
             beside,
         ]
