@@ -3534,6 +3534,25 @@ def common_beginning(names):
     return re.sub(r"[^\W_]+$", "", os.path.commonprefix(names))
 
 
+# %% References: the papers that are named as (author, year)
+# Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167
+# Jordan 2024, 94 % on CIFAR-10 in 3.29 Seconds, arXiv:2404.00498
+# Page 2019, How to Train Your ResNet, part 8
+# Kingma and Ba 2015, Adam, arXiv:1412.6980
+# Loshchilov and Hutter 2017, SGDR, arXiv:1608.03983
+# Loshchilov and Hutter 2019, Decoupled Weight Decay, arXiv:1711.05101
+# Goyal et al. 2017, Large Minibatch SGD, arXiv:1706.02677
+# Szegedy et al. 2016, Rethinking Inception, arXiv:1512.00567
+# Guo et al. 2017, Calibration, arXiv:1706.04599
+# Platt 1999, Probabilistic Outputs for SVMs
+# Zeiler and Fergus 2014, Visualizing CNNs, arXiv:1311.2901
+# Wilson 1927, Probable Inference
+# Sandler et al. 2018, MobileNetV2, arXiv:1801.04381
+# Simonyan and Zisserman 2014, VGG, arXiv:1409.1556
+# He et al. 2015, ResNet, arXiv:1512.03385
+# Fisher 1935, The Logic of Inductive Inference. Chollet 2020, Transfer Learning (keras.io guide)
+
+
 # %% The page of chapter 10
 # The page itself. Whoever is curious finds the network under "The network, number by number".
 PAGE = r"""<!doctype html>

@@ -1,0 +1,147 @@
+"""The pictures: what stands in them, and that the heat lies where the answer comes from."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import image_recognition_cnn as script
+
+
+@pytest.fixture(scope="module")
+def marks(tmp_path_factory):
+    """Four marks, each in a random quadrant of a noisy picture, and a network that knows them."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 80, (1200, 24, 24)).astype("uint8")
+    labels = np.arange(1200) % 4
+    places = random.integers(0, 2, (1200, 2))
+    for image, label, place in zip(images, labels, places):
+        mark = np.zeros((9, 9), "uint8")
+        if label == 0:
+            mark[3:6] = 170
+        elif label == 1:
+            mark[:, 3:6] = 170
+        elif label == 2:
+            mark[::8] = 170
+        else:
+            mark[:, ::8] = 170
+        row, column = random.integers(1, 3, 2) + 12 * place
+        image[row:row + 9, column:column + 9] += mark
+    images = images[..., np.newaxis]
+    from conftest import restart
+
+    restart()
+    script.DATASET = "cifar10"  # its other settings suit these pictures; its images are not loaded
+    script.MIRROR = False
+    script.FILTERS = [16, 32]
+    script.EPOCHS = 8
+    script.BATCH_SIZE = 32
+    script.SHIFT = 0
+    script.read_settings()
+    folder = tmp_path_factory.mktemp("marks")
+    script.keras.utils.set_random_seed(0)
+    model = script.build_cnn(images[:1000], 4)
+    script.train(model, images[:1000], labels[:1000], images[1000:], labels[1000:], "marks", folder)
+    restart()
+    return model, images[1000:], labels[1000:], places[1000:]
+
+
+@pytest.mark.xdist_group("marks")
+def test_occlusion_points_at_the_mark_and_asks_about_the_class_it_is_given(marks):
+    model, images, labels, places = marks
+    probabilities = script.predict(model, images)
+    assert (probabilities.argmax(axis=1) == labels).mean() > 0.9
+    chosen = np.flatnonzero(probabilities.argmax(axis=1) == labels)[:60]
+    middle = np.arange(24) - 11.5
+    at_mark = []
+    of_other = []
+    for i in chosen:
+        for shift, found in ((0, at_mark), (1, of_other)):
+            heat = script.occlusion_map(model, images[i], (labels[i] + shift) % 4, 6, 3)
+            assert heat.shape == (24, 24)
+            heat = heat.clip(0)
+            centre = np.array([heat.sum(axis=1) @ middle, heat.sum(axis=0) @ middle])
+            found.append(((centre > 0) == places[i]).all())
+    assert np.mean(at_mark) >= 0.9, np.mean(at_mark)
+    assert np.mean(of_other) < np.mean(at_mark) - 0.2, np.mean(of_other)
+
+
+@pytest.mark.xdist_group("marks")
+def test_learned_features_and_where_it_looks_are_drawn(marks, tmp_path, settings):
+    model, images, labels, _ = marks
+    settings(DATASET="cifar10", FILTERS=[16, 32])
+    probabilities = script.predict(model, images)
+    names = ["a", "b", "c", "d"]
+    figure = script.draw_learned_features(
+        model, images, labels, probabilities, names, "marks", tmp_path / "a.png")
+    text = " ".join(str(part.get_text()) for part in figure.findobj(script.plt.Text))
+    assert "block_1" in text and "block_2" in text and "whitening" in text
+    script.draw_where_it_looks(
+        model, images, labels, probabilities, names, "marks", tmp_path / "b.png")
+    for name in ("a.png", "b.png"):
+        assert len(Image.open(tmp_path / name).convert("RGB").getcolors(10**7)) > 500
+
+
+def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, settings):
+    settings()
+    random = np.random.default_rng(0)
+    x = random.integers(0, 255, (60, 8, 8, 1)).astype("uint8")
+    y = np.array([0] * 40 + [1] * 15 + [2] * 5)
+    figure = script.draw_training_images(x, y, ["cat", "dog", "owl"], "pets", tmp_path / "a.png")
+    shown = [image for axis in figure.axes for image in axis.get_images()]
+    assert len(shown) == 24 + 1 + 8
+    text = [part.get_text() for part in figure.findobj(script.plt.Text)]
+    assert {"40", "15", "5"} <= set(text) and text.count("owl") >= 5
+
+
+@pytest.mark.parametrize("accuracies, text", [
+    ([0.5, 0.9, 0.8], "epoch 2"), ([0.5, 0.9, 0.9, 0.9], "epoch 2, first of 3 equal"), ([0.4], "epoch 1")])
+def test_curves_name_the_best_epoch(tmp_path, accuracies, text):
+    history = pd.DataFrame({
+        "epoch": range(len(accuracies)), "accuracy": accuracies, "loss": accuracies,
+        "val_accuracy": accuracies, "val_loss": accuracies, "learning_rate": accuracies})
+    assert script.best_epoch(history) == text
+    script.draw_curves(history, "pets", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("number", [2, 26, 100])
+def test_confusion_matrix_of_any_size(tmp_path, number):
+    counts = np.eye(number, dtype=int) * 7
+    counts[0, 1] = 3
+    names = [f"class number {i}" for i in range(number)]
+    figure = script.draw_confusion_matrix(counts, names, "pets", tmp_path / "a.png")
+    title = figure.axes[0].get_title()
+    assert "class number 0 taken for class number 1, 3 of 10" in title
+    shares = figure.axes[0].collections[0].get_array().reshape(number, number)
+    assert shares[0, 1] == pytest.approx(0.3) and shares[1, 1] == 1
+
+
+def test_no_mistakes_is_said(tmp_path):
+    x = np.zeros((5, 8, 8, 3), "uint8")
+    figure = script.draw_confident_mistakes(
+        x, np.arange(5), np.eye(5), list("abcde"), "pets", tmp_path / "a.png")
+    assert any("There are none" in text.get_text() for text in figure.texts)
+
+
+@pytest.mark.parametrize("names", [
+    ["Tomato___Tomato_mosaic_virus", "Tomato___Tomato_Yellow_Leaf_Curl", "Tomato___healthy"],
+    ["a very long name that ends in one", "a very long name that ends in two"],
+    ["short", "names"]])
+def test_short_names_stay_different(names):
+    short = script.short_names(names)
+    assert len(set(short)) == len(names)
+    if names[0] == "short":
+        assert short == names
+    else:
+        assert max(len(name) for name in short) < max(len(name) for name in names)
+
+
+def test_letters_that_no_font_has_become_numbers(capsys):
+    names = ["\U000e0100\u4e01\ufdd0", "b"]  # a letter that exists in no font
+    lacking = script.choose_font(names)
+    shown = script.names_for_pictures(names)
+    if lacking:
+        assert shown == ["0", "1"] and "numbers" in capsys.readouterr().err
+    assert script.names_for_pictures(["cat", "dog"]) == ["cat", "dog"]
+    assert script.plt.rcParams["font.family"] == ["DejaVu Sans"]
