@@ -1087,7 +1087,7 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
                 "mean colour covers one part after the other.\n"
                 "Yellow: with this part covered, the network is much less sure of what it says "
                 "above the image.\nNo colour anywhere: no part alone "
-                "decides.  " + count_of_mistakes(y, probabilities, chosen))
+                "decides.\n" + count_of_mistakes(y, probabilities, chosen))
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
     figure, axes = draw_grid(grey, y[chosen], probabilities[chosen], class_names, headline)
     colours = plt.get_cmap("plasma")(np.linspace(0, 1, 256))  # (256, red, green, blue and opacity)

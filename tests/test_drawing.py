@@ -79,7 +79,7 @@ def test_learned_features_and_where_it_looks_are_drawn(marks, tmp_path, settings
     script.draw_where_it_looks(
         model, images, labels, probabilities, names, "marks", tmp_path / "b.png")
     for name in ("a.png", "b.png"):
-        assert len(Image.open(tmp_path / name).convert("RGB").getcolors(10**7)) > 500
+        assert len(Image.open(tmp_path / name).convert("RGB").getcolors(10**7)) > 200
 
 
 def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, settings):
