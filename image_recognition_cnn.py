@@ -1,10 +1,9 @@
 """Image recognition with a convolutional neural network (CNN), from pixels to pictures.
 
-    python image_recognition_cnn.py                                 # 1,797 small digits, no
-    download python image_recognition_cnn.py --dataset cifar10 --epochs 4    # every setting is a
-    flag python image_recognition_cnn.py --dataset my/pictures           # a folder with a
-    sub-folder per class python image_recognition_cnn.py --dataset mnist --predict photo.jpg    #
-    asks a trained network
+    python image_recognition_cnn.py                              # small digits, no download
+    python image_recognition_cnn.py --dataset cifar10 --epochs 4     # every setting is a flag
+    python image_recognition_cnn.py --dataset my/pictures            # a sub-folder for each class
+    python image_recognition_cnn.py --dataset mnist --predict photo.jpg   # asks a trained network
 
 Read from top to bottom: the settings, main() with the whole story on one page, then its chapters.
 1 Data, 2 A look at the data, 3 Model, 4 Training, 5 Evaluation, 6 Pictures, 7 Saving: the lesson.
@@ -18,6 +17,7 @@ import pathlib
 import sys
 import time
 
+# You may skip from here to the settings. Chapter 8 imports what only the later chapters need.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed by whoever started the script
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -52,8 +52,8 @@ finally:
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds one value per data set ("others": all that are not named), or one per optimizer.
-# Each line is a flag as well: BATCH_SIZE is --batch-size. The functions below read these names
-# directly (as global variables); all else reaches them as an argument.
+# read_settings() puts that one value in the place of the dict. Each line is a flag as well:
+# BATCH_SIZE is --batch-size. The functions below read these names as global variables.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height that pictures from a folder are brought to, 8 to 512 pixels
@@ -75,7 +75,7 @@ BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # image
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # step size at its highest, above 0, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # times learning rate: loss of a weight per step, 0 to 100
+WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # a step takes this x rate x weight off a weight, 0 to 100
 LABEL_SMOOTHING = 0.2  # share of each label that is spread over all classes, from 0 to below 1
 PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
@@ -94,7 +94,7 @@ PREDICT = []  # pictures to classify with the model of an earlier run, in place 
 # %% The story on one page
 def main():
     """Train a network, test it and draw what came out. The chapters below follow in this order."""
-    settings = read_settings()  # the block above, changed by flags
+    settings = read_settings()  # the block above, changed by flags (chapter 11)
     print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     keras.utils.set_random_seed(SEED)  # the random numbers of Python, NumPy and TensorFlow
     if PREDICT:
@@ -103,7 +103,7 @@ def main():
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     title = title_of_dataset()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
-    folder = open_results_folder(settings, fingerprint)
+    folder = open_results_folder(settings, fingerprint)  # chapter 11
     names = names_for_pictures(class_names)
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
@@ -112,7 +112,7 @@ def main():
     model.summary()
     history = train(model, x_train, y_train, x_val, y_val, title, folder)
     temperature = calibrate(model, x_val, y_val)
-    save_model(model, class_names, about, folder)
+    save_model(model, class_names, about, folder)  # now, before anything else can go wrong
 
     probabilities, results = evaluate(model, temperature, x_val, y_val, x_test, y_test)
     counts = report(results, probabilities, y_test, class_names, folder)
@@ -150,7 +150,7 @@ KERAS_CLASS_NAMES = {
 
 
 def load_data():
-    """Return three parts, the names of the classes, and how other pictures are prepared alike.
+    """Return three parts, the class names, and what chapter 8 needs to prepare new pictures alike.
 
     A part is a pair: images (number, height, width, channels) uint8, and labels (number,) int. The
     network learns from the training images. The validation images are held back from them: choose
@@ -169,7 +169,7 @@ def load_data():
     else:
         train, validation, test, class_names, pixel_range = load_own_data()
     if test is None:
-        train, test = split(train, share=0.2)
+        train, test = split(train, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
         train, validation = split(train, share=VALIDATION_SPLIT)
     about = about_the_images(train[0], pixel_range)
@@ -212,8 +212,8 @@ def split(part, share):
         x_rest, x_cut, y_rest, y_cut = train_test_split(
             images, labels, test_size=number, stratify=labels, random_state=0)
     except ValueError as error:
-        stop(f"--dataset {DATASET} can't be split with --validation-split {VALIDATION_SPLIT} "
-             f"({error}).")
+        stop(f"--dataset {DATASET} can't be split: a share of {share} of {len(images)} images "
+             f"(test: 0.2; validation: --validation-split {VALIDATION_SPLIT}); {error}.")
     return (x_rest, y_rest), (x_cut, y_cut)
 
 
@@ -228,13 +228,43 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, class_names):
           f"values {x_train.min()} to {x_train.max()}")
     for name, accuracy in simple_answers(x_train, y_train, x_val, y_val).items():
         print(f"Without a network: {name}, {accuracy:.1%} of the validation images right")
+
+
+def simple_answers(x_train, y_train, x_val, y_val):
+    """Return what answers without a network reach on the validation images, as shares from 0 to 1.
+
+    The network has to beat them. Images: (number, height, width, channels) uint8; labels: (number,)
+    int. Returns {"always the commonest class": float, "logistic regression": float}.
+    """
+    commonest = np.bincount(y_train).argmax()
+    answers = {"always the commonest class": float(np.mean(y_val == commonest))}
+
+    # Logistic regression is a network without hidden layers: one weight for each pixel and class.
+    some = np.random.default_rng(0).permutation(len(x_train))[:3000]  # takes seconds, not minutes
+    if len(np.unique(y_train[some])) == 1:  # of very unequal classes, the rare one may be missing
+        return answers
+    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=200))
+    regression.fit(small_and_flat(x_train[some]), y_train[some])
+    share = regression.score(small_and_flat(x_val[:5000]), y_val[:5000])
+    answers["logistic regression"] = float(share)
+    return answers
+
+
+def small_and_flat(images, largest=16):
+    """Bring images (number, height, width, channels) to at most 16x16 pixels: (number, values)."""
+    height, width = images.shape[1:3]
+    size = (min(height, largest), min(width, largest))
+    small = tf.image.resize(images, size, method="area")  # area: the mean of the pixels
+    return np.reshape(small, (len(images), -1))
+
+
 def spread_over_classes(labels, number):
     """Return up to `number` indices, one of each class in turn: first of 0, 1, 2 ..., then second.
 
     labels: (number of images,) int. Returns (at most number,) int.
     """
     occurrence = pd.Series(labels).groupby(labels).cumcount()  # 0 for the first image of its class
-    return np.lexsort((labels, occurrence))[:number]
+    return np.lexsort((labels, occurrence))[:number]  # by occurrence, then by label
 
 
 def draw_training_images(x_train, y_train, class_names, title, path):
@@ -318,35 +348,12 @@ def names_of_augmentation(augmentation):
     return ", ".join(words.get(kind, kind) for kind in kinds)
 
 
-def simple_answers(x_train, y_train, x_val, y_val):
-    """Return what answers without a network reach on the validation images, as shares from 0 to 1.
-
-    The network has to beat them. Images: (number, height, width, channels) uint8; labels: (number,)
-    int. Returns {"always the commonest class": float, "logistic regression": float}.
-    """
-    commonest = np.bincount(y_train).argmax()
-    answers = {"always the commonest class": float(np.mean(y_val == commonest))}
-
-    # Logistic regression is a network without hidden layers: one weight for each pixel and class.
-    some = np.random.default_rng(0).permutation(len(x_train))[:3000]  # takes seconds, not minutes
-    if len(np.unique(y_train[some])) == 1:  # of very unequal classes, the rare one may be missing
-        return answers
-    regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=200))
-    regression.fit(small_and_flat(x_train[some]), y_train[some])
-    share = regression.score(small_and_flat(x_val[:5000]), y_val[:5000])
-    answers["logistic regression"] = float(share)
-    return answers
-
-
-def small_and_flat(images, largest=16):
-    """Bring images (number, height, width, channels) to at most 16x16 pixels: (number, values)."""
-    height, width = images.shape[1:3]
-    size = (min(height, largest), min(width, largest))
-    small = tf.image.resize(images, size, method="area")  # area: the mean of the pixels
-    return np.reshape(small, (len(images), -1))
-
-
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
+# The words you will meet. Convolution: a filter, a small square of weights, slides over the image;
+# at each place its weights are multiplied with the pixels below and added up. The sums are its map:
+# high where the image looks like the filter. ReLU: what is below 0 becomes 0. Pooling: of each 2x2
+# numbers the largest stays. Dense: each neuron has a weight for every input. Softmax: ten numbers
+# become ten probabilities that add to 1.
 def build_model(x_train, num_classes):
     """Return the network that MODEL names, not trained yet."""
     keras.config.set_dtype_policy(PRECISION)
@@ -447,7 +454,7 @@ def add_block(model, filters, name):
     """
     with_bias = not BATCH_NORMALIZATION  # batch normalization adds an offset of its own
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (h, w, filters)
-    model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), and so to the end
+    model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), from here on
     if BATCH_NORMALIZATION:
         model.add(batch_normalization_layer())
     model.add(layers.ReLU())
@@ -471,7 +478,7 @@ def batch_normalization_layer():
 def start_as_identity(model):
     """Let the first filters of each convolution copy one input map each, instead of random numbers.
 
-    The network then begins with the image itself and changes it step by step (Jordan, 2024).
+    The network then begins by passing its input through, and learns what to change (Jordan, 2024).
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -486,7 +493,8 @@ def start_as_identity(model):
 def train(model, x_train, y_train, x_val, y_val, title, folder):
     """Train the network that MODEL names; return its history, as `fit` does."""
     if MODEL == "cnn":
-        return fit(model, x_train, y_train, x_val, y_val, title, folder)
+        return fit(
+            model, x_train, y_train, x_val, y_val, title, folder, LEARNING_RATE, WEIGHT_DECAY)
     return train_pretrained(model, x_train, y_train, x_val, y_val, title, folder)
 
 
@@ -495,8 +503,10 @@ def train(model, x_train, y_train, x_val, y_val, title, folder):
 # 2. Loss: one number says how far these are from the right answers (categorical crossentropy).
 # 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation).
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
-# 5. The next 128 images. After 375 steps all 48,000 images have been seen once: that is one epoch.
-def fit(model, x_train, y_train, x_val, y_val, title, folder, fine_tuning=False):
+# 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
+#    seen once: that is one epoch.
+def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weight_decay,
+        first_epoch=0, epochs=None):
     """Train the model; return its history, a table (pandas DataFrame) with one row per epoch.
 
     Columns: epoch (from 0), accuracy, loss, val_accuracy, val_loss, learning_rate, seconds. After
@@ -509,23 +519,13 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, fine_tuning=False)
     # outputs to extremes (Szegedy et al., 2016). At 0.2 and ten classes it asks for 0.82 in place
     # of 1.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
-    first_epoch = 0
-    last_epoch = EPOCHS
-    highest_rate = LEARNING_RATE
-    weight_decay = WEIGHT_DECAY
-    if MODEL != "cnn":
-        highest_rate = HEAD_LEARNING_RATE
-        weight_decay = HEAD_WEIGHT_DECAY
-    if fine_tuning:  # a second training, which goes on where the first one ended
-        first_epoch = EPOCHS
-        last_epoch = EPOCHS + FINE_TUNE
-        highest_rate = FINE_TUNE_RATE
-        weight_decay = 0.0
-    steps = (last_epoch - first_epoch) * steps_per_epoch
-    optimizer = make_optimizer(learning_rate_schedule(steps, highest_rate), weight_decay)
+    epochs = epochs or EPOCHS
+    last_epoch = first_epoch + epochs
+    schedule = learning_rate_schedule(epochs * steps_per_epoch, highest_rate)
+    optimizer = make_optimizer(schedule, weight_decay)
     model.compile(optimizer, loss, metrics=["accuracy"])
-    table = callbacks.CSVLogger(folder / "history.csv", append=RESUME or fine_tuning)
-    checkpoint = folder / "resume" / ("fine_tuning" if fine_tuning else "last")
+    table = callbacks.CSVLogger(folder / "history.csv", append=RESUME or first_epoch > 0)
+    checkpoint = folder / "resume" / f"from_epoch_{first_epoch}"  # for --resume
     try:
         model.fit(
             batches(x_train, y_train, num_classes, training=True),
@@ -559,8 +559,8 @@ def learning_rate_schedule(steps, highest):
 
     "cosine": it rises over the first fifth of the steps, as the gradients of a network that knows
     nothing mislead (warm-up; Goyal et al., 2017). Then it falls to 0 along half a cosine wave, so
-    that the weights come to rest (Loshchilov and Hutter, 2017). "constant": it is LEARNING_RATE in
-    all steps.
+    that the weights come to rest (Loshchilov and Hutter, 2017). "constant": it is the highest rate
+    in all steps.
     """
     if SCHEDULE == "constant":
         return highest
@@ -667,8 +667,9 @@ def calibrate(model, x_val, y_val):
     """
     probabilities = predict(model, x_val)
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
-    # If all validation images are right, the lowest loss would be at complete certainty. So one
-    # more image is counted that is wrong (Platt, 1999).
+    # If all validation images are right, the loss is lowest at complete certainty, which no number
+    # of images proves. So the right answers are asked for a little less than 1, about as if one
+    # more image had been wrong (Platt, 1999).
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
     temperatures = np.geomspace(0.05, 20, 300)
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
@@ -681,6 +682,7 @@ def calibrate(model, x_val, y_val):
 
 def change_temperature(probabilities, temperature):
     """Return what softmax would answer if its inputs were divided by the temperature."""
+    # A probability is e^z / sum; its power 1/T is e^(z/T) / factor, and the factor drops out below.
     powers = np.maximum(probabilities, 1e-30).astype("float64") ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -696,7 +698,7 @@ def predict(model, images):
     return model.predict(dataset, verbose=0)  # (number, num_classes) float32
 
 
-# %% Transfer learning: a network that has already seen a million pictures
+# %% Transfer learning: a network that knows a million pictures (skip it if MODEL is "cnn")
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned there are of use for other pictures too. So all its layers but the last are
 # kept as they are (frozen). Only a new last layer, the head, is trained: that takes few pictures.
@@ -738,10 +740,12 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, title, folder):
         mirrored = compute_features(frozen_part, x_train[:, :, ::-1])
         features = np.concatenate([features, mirrored])
         labels = np.concatenate([y_train, y_train])
-    history = fit(head, features, labels, val_features, y_val, title, folder)
+    history = fit(head, features, labels, val_features, y_val, title, folder, HEAD_LEARNING_RATE,
+                  HEAD_WEIGHT_DECAY)
     if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
         unfreeze_last_part(model.layers[-5])  # the base
-        history = fit(model, x_train, y_train, x_val, y_val, title, folder, fine_tuning=True)
+        history = fit(model, x_train, y_train, x_val, y_val, title, folder, FINE_TUNE_RATE, 0.0,
+                      first_epoch=EPOCHS, epochs=FINE_TUNE)
     return history
 
 
@@ -770,7 +774,7 @@ def evaluate(model, temperature, x_val, y_val, x_test, y_test):
     probabilities = predict(model, x_test)
     predicted = probabilities.argmax(axis=1)
     right = predicted == y_test
-    uncalibrated = change_temperature(probabilities, 1 / temperature)
+    uncalibrated = change_temperature(probabilities, 1 / temperature)  # as before calibrate()
     results = {
         "validation_accuracy": float(val_right.mean()),
         "validation_images": len(y_val),
@@ -784,14 +788,14 @@ def evaluate(model, temperature, x_val, y_val, x_test, y_test):
         "parameters": model.count_params(),
     }
     if AUGMENTATION and MIRROR:  # a second view of each image often helps
-        mirrored = predict(model, x_test[:, :, ::-1])
+        mirrored = predict(model, x_test[:, :, ::-1])  # left and right swapped
         two_views = (probabilities + mirrored) / 2
         results["test_accuracy_two_views"] = float((two_views.argmax(axis=1) == y_test).mean())
     return probabilities, results
 
 
 def mean_loss(labels, probabilities):
-    """Return the mean categorical crossentropy, without label smoothing as is usual."""
+    """Return the mean categorical crossentropy without label smoothing, as others report it."""
     losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)  # (number,)
     return float(np.mean(losses))
 
@@ -811,6 +815,7 @@ def calibration_error(y_true, probabilities, bins=15):
         if in_bin.any():
             error += in_bin.mean() * abs(right[in_bin].mean() - confidence[in_bin].mean())
     return float(error)
+
 
 def report(results, probabilities, y_test, class_names, folder):
     """Print accuracy and scores, write classification_report.txt; return the confusion matrix.
@@ -1051,7 +1056,7 @@ def occlusion_map(model, image, class_index, square, stride):
     """
     height, width, _ = image.shape
     places = []  # of the square; it sticks out at the borders: all pixels are covered as often
-    for top in range(stride - square, height, stride):
+    for top in range(stride - square, height, stride):  # square 8, stride 4: -4, 0, 4, 8 ...
         for left in range(stride - square, width, stride):
             places.append((slice(max(top, 0), top + square), slice(max(left, 0), left + square)))
 
@@ -1158,7 +1163,7 @@ def receptive_field(model, layer_name):
     """Return which pixels one place of a layer's map depends on, as (first, step, size) in pixels.
 
     Place i depends on `size` pixels across, the first of them is first + i * step; the same
-    downwards.
+    downwards. A convolution of 3x3 makes size 3, pooling behind it size 4 and step 2, and so on.
     """
     first, step, size = 0, 1, 1
     for layer in model.layers:
@@ -1202,7 +1207,7 @@ def strongest_patches(maps, images, field):
 
 def mosaic(tiles, columns):
     """Put tiles (number, height, width, channels) uint8 in rows of `columns`, white between."""
-    missing = -len(tiles) % columns  # white tiles at the end of the last row
+    missing = -len(tiles) % columns  # 9 tiles in 6 columns: 3 white ones at the end
     gap = max(1, tiles.shape[1] // 12)
     tiles = np.pad(tiles, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255)
     tiles[len(tiles) - missing:] = 255
@@ -1265,7 +1270,7 @@ def draw_block(figure, layer, filters, maps, patches, sees):
     axes[1, 0].set_ylabel(lower_text, fontsize=10)
 
 
-# %% 7. Saving: the results take their place
+# %% 7. Saving the network and the numbers
 def save_model(model, class_names, about, folder):
     """Write model.keras: the network, its weights and the names of its classes, in one file.
 

@@ -152,8 +152,10 @@ def run_script(flags):
 
 
 def script_hash():
-    """Return 8 characters that change whenever the script is edited."""
-    return hashlib.sha256(SCRIPT.read_bytes()).hexdigest()[:8]
+    """Return 8 characters that change when the script is edited, before its chapter of pictures."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    before_pictures = text.partition("# %% 6.")[0]
+    return hashlib.sha256(before_pictures.encode("utf-8")).hexdigest()[:8]
 
 
 def read_kept(path):
@@ -190,7 +192,7 @@ def summarize(rows, found):
             "low": runs["validation_accuracy"].min(),
             "high": runs["validation_accuracy"].max(),
             "training": runs["training_accuracy"].mean(),
-            "seconds": runs["seconds"].mean(),
+            "seconds": runs["seconds"].min(),  # other work on the machine only adds to it
             "parameters": runs["parameters"].iloc[0],
         })
     return pd.DataFrame(summary)
@@ -228,7 +230,8 @@ def print_changes(summary):
     for row in summary.itertuples():
         lines.append([row.text, with_range(row), f"{row.training * 100:.1f} %",
                       f"{row.seconds / first['seconds']:.2f}", f"{row.parameters:,}"])
-    titles = ["change", "validation accuracy", "training accuracy", "time (first row: 1)", "weights"]
+    titles = ["change", "validation accuracy", "training accuracy", "time (first row is 1)",
+              "weights"]
     print_table(titles, lines)
 
 
@@ -261,21 +264,25 @@ def draw_staircase(summary, gains, found, headline, path):
     figure, axis = plt.subplots(figsize=(11, 0.55 * len(summary) + 1.6), layout="constrained")
     places = range(len(summary))
     means = summary["mean"] * 100
-    axis.step(means, places, where="post", color="C7", linewidth=1, zorder=1)
+    axis.step(means, places, where="pre", color="C7", linewidth=1, zorder=1)
     axis.hlines(places, summary["low"] * 100, summary["high"] * 100, color="C0", linewidth=6,
                 alpha=0.35, zorder=2, label="range over the seeds")
     axis.scatter(found["validation_accuracy"] * 100, found["row"], color="C0", s=12, zorder=3,
                  label="one run")
     axis.scatter(means, places, color="black", marker="|", s=220, zorder=4, label="mean")
     for place, gain in zip(places, gains):
+        text = f"{means[place]:.1f} %"
+        if gain:
+            text += f"  ({gain})"
         right = summary["high"].iloc[place] * 100
-        axis.annotate(gain, (right, place), xytext=(8, 0), textcoords="offset points", va="center")
+        axis.annotate(text, (right, place), xytext=(8, 0), textcoords="offset points", va="center")
     axis.set_yticks(places, summary["text"].str.replace("; ", ";\n").tolist())
     axis.invert_yaxis()  # the plain network at the top
-    axis.margins(x=0.12)
-    axis.set_xlabel("validation accuracy in %. Beside each step: the points that it gives "
-                    "(?: the ranges overlap, so it may be luck)")
-    axis.set_title(headline)
+    low, high = axis.get_xlim()
+    axis.set_xlim(low, high + 0.2 * (high - low))  # room for the text at the last step
+    axis.set_xlabel("validation accuracy in %\nin brackets: the points that the step gives; "
+                    "with ? the ranges overlap: perhaps luck")
+    figure.suptitle(headline)
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower left")
     figure.savefig(path, dpi=120)
@@ -285,8 +292,9 @@ def draw_staircase(summary, gains, found, headline, path):
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", action="store_true", help='the table "Experiments to try"')
-    parser.add_argument("--rates", action="store_true", help="learning rates of the plain network")
+    table = parser.add_mutually_exclusive_group()
+    table.add_argument("--experiments", action="store_true", help='the table "Experiments to try"')
+    table.add_argument("--rates", action="store_true", help="learning rates of the plain network")
     parser.add_argument("--quick", action="store_true", help="a trial: digits, one epoch, one seed")
     parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2 if not given")
     given = parser.parse_args()
@@ -315,14 +323,18 @@ def main():
         print("Warning: some of these results come from an earlier version of the script. Remove "
               f"{os.path.relpath(folder / 'ablation.json')} to measure all anew.", file=sys.stderr)
     summary = summarize(rows, found)
-    if summary["runs"].nunique() > 1 or len(summary) < len(rows):
-        print("Warning: runs are missing; give the same command again.", file=sys.stderr)
+    for row in summary.itertuples():
+        if row.runs < len(seeds):
+            print(f"Warning: only {row.runs} of {len(seeds)} runs of: {row.text}", file=sys.stderr)
     if given.experiments or given.rates:
         print_changes(summary)
+    elif len(summary) < len(rows):
+        raise SystemExit("ablation.py: a step of the staircase is missing; see the warnings above.")
     else:
         gains = gains_in_words(summary)
         print_staircase(summary, gains)
-        headline = f"{' '.join(command)}: one trick after the other, seeds {seeds}"
+        seed_text = ", ".join(str(seed) for seed in seeds)
+        headline = f"One trick after the other ({' '.join(command)}; seeds {seed_text})"
         draw_staircase(summary, gains, found, headline, folder / "staircase.png")
 
 
