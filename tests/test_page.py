@@ -257,8 +257,9 @@ def test_an_unknown_layer_gets_a_sentence_and_no_page(layer, word, tmp_path, cap
 
 
 def test_a_weight_too_large_for_16_bits_gets_a_sentence_and_no_page(tmp_path, capsys):
-    model = keras.Sequential([keras.Input((4, 4, 1)), layers.Normalization(mean=7.0, variance=0.0),
-                              layers.Flatten(), layers.Dense(2, activation="softmax")])
+    model = keras.Sequential([keras.Input((64, 64, 1)), layers.Flatten(),
+                              layers.Dense(2, kernel_initializer=keras.initializers.Constant(7e4),
+                                           activation="softmax")])
     assert page_part.write_page(model, ["a", "b"], PHOTOS, "t", tmp_path / "t.html") is False
     assert "16 bits" in capsys.readouterr().err
 

@@ -11,10 +11,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import keras
 import numpy as np
@@ -24,6 +26,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import image_recognition_cnn as script
+from conftest import restart
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "image_recognition_cnn.py"
@@ -175,8 +178,6 @@ def test_predict_with_the_model_of_another_data_set_stops(default_run, capsys, r
     folder = tmp_path / "outputs" / "images"
     folder.mkdir(parents=True)
     model = default_run[0] / "outputs" / "digits" / "model.keras"
-    import zipfile
-
     with zipfile.ZipFile(model) as old, zipfile.ZipFile(folder / "model.keras", "w") as new:
         for item in old.infolist():
             content = old.read(item)
@@ -219,25 +220,50 @@ def test_first_layer_whitens_and_the_others_start_as_identity(settings):
     assert np.allclose(np.asarray(second(maps)), maps, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, kind", [
-    ("WHITENING", None), ("BATCH_NORMALIZATION", keras.layers.BatchNormalization),
-    ("AUGMENTATION", keras.layers.RandomTranslation), ("IDENTITY_START", None)])
-def test_each_trick_can_be_switched_off(settings, tmp_path, name, kind):
+def tricks_in(model, schedule):
+    """The names of the tricks that are found in a model and its learning rate."""
+    found = set()
+    convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    if np.allclose(convolutions[-1].get_weights()[0][1, 1], np.eye(8)):
+        found.add("IDENTITY_START")
+    if "whitening" in [layer.name for layer in model.layers]:
+        found.add("WHITENING")
+    kinds = {type(layer) for layer in model.layers}
+    if keras.layers.BatchNormalization in kinds:
+        found.add("BATCH_NORMALIZATION")
+    assert (keras.layers.BatchNormalization in kinds) != convolutions[-1].use_bias
+    if keras.layers.RandomTranslation in kinds:
+        found.add("AUGMENTATION")
+    if keras.layers.RandomFlip in kinds:
+        found.add("MIRROR")
+    if not isinstance(schedule, float):
+        found.add("SCHEDULE")
+    return found
+
+
+TRICKS = {"WHITENING", "BATCH_NORMALIZATION", "IDENTITY_START", "AUGMENTATION", "MIRROR", "SCHEDULE"}
+
+
+@pytest.mark.parametrize("off", [
+    set(), {"WHITENING"}, {"BATCH_NORMALIZATION"}, {"IDENTITY_START"}, {"AUGMENTATION", "MIRROR"},
+    {"MIRROR"}, {"SCHEDULE"}], ids=lambda off: "-".join(sorted(off)) or "none")
+def test_each_trick_can_be_switched_off(settings, tmp_path, off):
+    values = {name: name not in off for name in TRICKS - {"SCHEDULE"}}
+    if "AUGMENTATION" in off:
+        values["MIRROR"] = True  # without effect then
+    settings(**values, SCHEDULE="constant" if "SCHEDULE" in off else "cosine", FILTERS=[8], EPOCHS=2)
     x, y = digits_test_part()
-    for value in (True, False):
-        settings(**{name: value}, FILTERS=[8], EPOCHS=1)
-        model = script.build_cnn(x, 10)
-        kinds = [type(layer) for layer in model.layers]
-        if kind is not None:
-            assert (kind in kinds) == value
-        names = [layer.name for layer in model.layers]
-        assert ("whitening" in names) == (name != "WHITENING" or value)
-        middle = model.get_layer("block_1")
-        convolution = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)][-1]
-        starts_as_identity = np.allclose(convolution.get_weights()[0][1, 1], np.eye(8))
-        assert starts_as_identity == (name != "IDENTITY_START" or value), middle
+    model = script.build_cnn(x, 10)
+    assert tricks_in(model, script.learning_rate_schedule(100, 0.004)) == TRICKS - off
     history = script.train(model, x, y, x[:50], y[:50], "digits", tmp_path)
-    assert len(history) == 1 and np.isfinite(history["loss"]).all()
+    rates = list(history["learning_rate"])
+    assert len(rates) == 2 and history["loss"][1] < history["loss"][0]
+    if "SCHEDULE" in off:
+        assert rates == pytest.approx([0.004, 0.004])
+    else:
+        assert 0.001 < rates[0] < 0.004 and rates[1] == pytest.approx(0, abs=1e-7)
+    whitening = [layer for layer in model.layers if layer.name == "whitening"]
+    assert all(not layer.trainable for layer in whitening)
 
 
 def test_learning_rate_schedules(settings):
@@ -360,10 +386,16 @@ def test_mnist_cifar10_and_other_settings(run, tmp_path, monkeypatch):
     assert both == pytest.approx(results["test_accuracy_two_views"], abs=0.02)
 
 
-def test_fashion_mnist_from_copies_put_where_keras_looks(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(keras.config, "keras_home", lambda: str(tmp_path), raising=False)
+@pytest.fixture
+def fashion_folder():
+    """Where Keras looks for copies of Fashion-MNIST; empty again after the test."""
     folder = pathlib.Path(os.environ["KERAS_HOME"]) / "datasets" / "fashion-mnist"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_fashion_mnist_from_copies_put_where_keras_looks(run, tmp_path, fashion_folder):
     made = np.random.default_rng(0)
     for part, number in (("train", 300), ("t10k", 100)):
         labels = (np.arange(number) % 10).astype("uint8")
@@ -371,7 +403,7 @@ def test_fashion_mnist_from_copies_put_where_keras_looks(run, tmp_path, monkeypa
         for image, label in zip(images, labels):
             image[2 * label: 2 * label + 8] += 180
         for name, header, array in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
-            with gzip.open(folder / f"{part}-{name}-ubyte.gz", "wb") as file:
+            with gzip.open(fashion_folder / f"{part}-{name}-ubyte.gz", "wb") as file:
                 file.write(bytes(header) + array.tobytes())
     run(DATASET="fashion_mnist", **SHORT)
     assert_complete(tmp_path / "outputs" / "fashion_mnist")
@@ -379,7 +411,8 @@ def test_fashion_mnist_from_copies_put_where_keras_looks(run, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("name, place", [
-    ("mnist", "mnist.npz"), ("cifar10", "cifar-10-batches-py-target_archive")])
+    ("mnist", "mnist.npz"), ("fashion_mnist", "fashion-mnist"),
+    ("cifar10", "cifar-10-batches-py-target_archive")])
 def test_failed_download_says_where_a_copy_goes_and_changes_nothing(
         run, tmp_path, capsys, name, place):
     earlier = tmp_path / "outputs" / name
@@ -526,6 +559,75 @@ def test_ctrl_c(tmp_path, epoch, status):
         assert metrics(earlier)["epochs_trained"] == rows
 
 
+def test_ctrl_c_before_the_first_epoch_is_one_sentence_too(run, monkeypatch, tmp_path, capsys):
+    """While TensorFlow prepares the training there is no history.csv yet."""
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "batches", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run(EPOCHS=1, FILTERS=[8])
+    assert ended.value.code == 2 and "Ctrl-C in the first epoch" in capsys.readouterr().err
+    assert not (tmp_path / "outputs" / "digits").exists()
+
+
+def test_run_that_ends_while_it_draws_resumes_without_training(run, monkeypatch, tmp_path, capsys):
+    earlier = tmp_path / "outputs" / "digits"
+    earlier.mkdir(parents=True)
+    (earlier / "metrics.json").write_text("an earlier run")
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "draw_confusion_matrix", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(**SHORT)
+    assert contents(earlier) == {"metrics.json": b"an earlier run"}
+    unfinished = earlier.with_name("digits.unfinished")
+    before = (unfinished / "history.csv").read_bytes()
+    weights = keras.models.load_model(unfinished / "model.keras").get_weights()
+    run(**SHORT, RESUME=True)
+    assert_complete(earlier)
+    assert (earlier / "history.csv").read_bytes() == before, "trained again"
+    for old, new in zip(weights, keras.models.load_model(earlier / "model.keras").get_weights()):
+        assert np.allclose(old, new, atol=1e-5)
+
+
+def test_cells_run_one_after_the_other(tmp_path, monkeypatch):
+    """As in VS Code, PyCharm or Spyder: no __file__, and a command line that is not ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["", "--not-a-flag-of-ours"])
+    text = SCRIPT.read_text(encoding="utf-8")
+    text = re.sub(r"^EPOCHS = .*", "EPOCHS = 1", text, flags=re.MULTILINE)
+    text = re.sub(r"^FILTERS = .*", "FILTERS = 8", text, flags=re.MULTILINE)
+    names = {"__name__": "__main__"}
+    cells = text.split("\n# %%")
+    for cell in cells:
+        exec(compile("# %%" + cell if cell is not cells[0] else cell, "cell", "exec"), names)
+    names["release_lock"]()
+    names["plt"].close("all")
+    assert_complete(tmp_path / "outputs" / "digits", epochs=1)
+
+
+def test_cells_run_in_a_notebook(tmp_path, monkeypatch):
+    """Converted by Jupytext and run by a real kernel; all pictures appear below the last cell."""
+    pytest.importorskip("ipykernel", reason="pip install jupytext nbclient ipykernel")
+    jupytext = pytest.importorskip("jupytext", reason="pip install jupytext nbclient ipykernel")
+    nbclient = pytest.importorskip("nbclient", reason="pip install jupytext nbclient ipykernel")
+    monkeypatch.delenv("MPLBACKEND")
+    text = SCRIPT.read_text(encoding="utf-8")
+    text = re.sub(r"^EPOCHS = .*", "EPOCHS = 1", text, flags=re.MULTILINE)
+    text = re.sub(r"^FILTERS = .*", "FILTERS = 8", text, flags=re.MULTILINE)
+    notebook = jupytext.reads(text, fmt="py:percent")
+    assert len(notebook.cells) > 15
+    client = nbclient.NotebookClient(
+        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == len(PICTURES)
+    said = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert "".join(line for line in said.splitlines(True) if "cuInit" not in line) == ""
+    assert_complete(tmp_path / "outputs" / "digits", epochs=1)
+
+
 def test_help_and_readme_name_every_setting(tmp_path):
     source = SCRIPT.read_text(encoding="utf-8")
     block = source[source.index("# %% Settings"):source.index("# %% The story")]
@@ -536,6 +638,31 @@ def test_help_and_readme_name_every_setting(tmp_path):
     for name in names:
         meaning = re.search(rf"^{name} = .*? +# (.+)", block, re.MULTILINE)[1]
         assert script.flag(name) in finished.stdout and meaning in finished.stdout
+
+
+def test_readme_and_head_name_only_what_is_there(tmp_path, monkeypatch, capsys):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    flags = {script.flag(name) for name in script.setting_rules} | {"--help", "--version"}
+    for text in (readme, script.__doc__):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
+        unknown = {word for word in named if word not in flags}
+        assert not {word for word in unknown if "--" + word.removeprefix("--no-") not in flags}
+    rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", readme, re.MULTILINE)
+    named = set(re.findall(r"`([\w]+\.\w+)`", " ".join(rows)))
+    assert named == set(FILES) - {"labels.txt"}, "the README's table of files"
+    # Each command at the head of the script is a line of its own that the script understands.
+    commands = re.findall(r"^    python image_recognition_cnn.py(.*)", script.__doc__, re.MULTILINE)
+    assert len(commands) == 4
+    (tmp_path / "my" / "pictures").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "runs_as_program", lambda: True)
+    monkeypatch.setattr(script, "prepare_program", lambda: None)
+    for command in commands:
+        restart()
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *command.partition("#")[0].split()])
+        script.read_settings()
+    restart()
+    assert capsys.readouterr().err == ""
 
 
 def test_requirements_stand_the_same_in_both_places():
@@ -550,26 +677,55 @@ def test_how_it_reads():
     """Short lines, the story first, and none of the constructs that must be run to be understood."""
     source = SCRIPT.read_text(encoding="utf-8")
     lines = source.splitlines()
-    assert not [line for line in lines if len(line) > 100]
+    assert not [i for i, line in enumerate(lines, 1) if len(line) > 100]
     chapter = next(i for i, line in enumerate(lines, 1) if line.startswith("# %% 1. Data"))
     assert chapter < 140
+    tree = ast.parse(source)
+    [story] = [node for node in tree.body if getattr(node, "name", "") == "main"]
+    assert story.end_lineno - story.lineno < 50, "main() fits on one screen"
+    assert riddles(tree) == []
+
+
+def riddles(tree):
+    """The constructs that are not to be used, as (line, what)."""
     found = []
-    for node in ast.walk(ast.parse(source)):
-        comprehension = isinstance(
-            node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp))
-        if isinstance(node, ast.NamedExpr) or comprehension and len(node.generators) > 1:
-            found.append(node.lineno)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.NamedExpr):
+            found.append((node.lineno, "walrus"))
+        if isinstance(node, ast.ClassDef):
+            found.append((node.lineno, "class"))
+        if len(getattr(node, "generators", [])) > 1:
+            found.append((node.lineno, "comprehension with two for"))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.IfExp):
-            found.append(node.lineno)
+            found.append((node.lineno, "conditional expression as a statement"))
+        if isinstance(node, ast.IfExp):
+            if any(isinstance(part, ast.IfExp) for part in (node.body, node.orelse, node.test)):
+                found.append((node.lineno, "nested conditional expression"))
         if isinstance(node, ast.Lambda) and isinstance(node.body, (ast.Tuple, ast.List)):
-            found += [part.lineno for part in node.body.elts if isinstance(part, ast.Call)]
+            if any(isinstance(part, ast.Call) for part in node.body.elts[:-1]):
+                found.append((node.lineno, "lambda with side effects"))
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Call):
-            if isinstance(node.value.func, ast.Name) and node.value.func.id == "dict":
-                found.append(node.lineno)
-        if isinstance(node, ast.Slice) and node.step is not None and node.upper is not None:
-            if isinstance(node.step, ast.UnaryOp):
-                found.append(node.lineno)
+            if getattr(node.value.func, "id", "") == "dict":
+                found.append((node.lineno, "dict(...)[x]"))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+            if isinstance(node.targets[0], ast.Tuple):
+                if any(isinstance(part, ast.Call) for part in node.value.elts):
+                    found.append((node.lineno, "two things computed in one line"))
+        if isinstance(node, ast.Slice) and isinstance(node.step, ast.UnaryOp):
+            if node.lower is not None or node.upper is not None:
+                found.append((node.lineno, "slice that goes back from or to a bound"))
         if isinstance(node, ast.Call):
-            found += [node.lineno for keyword in node.keywords
-                      if keyword.arg is None and isinstance(keyword.value, ast.Call)]
-    assert not found
+            for keyword in node.keywords:
+                if keyword.arg is None and not isinstance(keyword.value, ast.Name):
+                    found.append((node.lineno, "**kwargs that are built"))
+    return found
+
+
+@pytest.mark.parametrize("line", [
+    "if (n := 3): pass", "class A: pass", "[i for a in b for i in a]", "f() if a else g()",
+    "x = 1 if a else 2 if b else 3", "f = lambda x: (print(x), x)", "dict(a=1)[b]",
+    "a, b = min(c), max(c)", "a[5::-1]", "a[:5:-1]", "f(**dict(a=1))", "f(**{'a': 1} | b)"])
+def test_riddles_are_found(line):
+    assert len(riddles(ast.parse(line))) == 1
+    plain = "a, b = 1, 2; a[::-1]; f(**more); x = 1 if a else 2; sorted(a, key=lambda n: (f(n) != n, n))"
+    assert riddles(ast.parse(plain)) == []
