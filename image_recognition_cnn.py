@@ -6,9 +6,9 @@
     python image_recognition_cnn.py --dataset mnist --predict photo.jpg   # asks a trained network
 
 Read from top to bottom: the settings, main() with the whole story on one page, then its chapters.
-1 Data, 2 A look at the data, 3 Model, 4 Training, 5 Evaluation, 6 Pictures, 7 Saving: the lesson.
-8 Use a trained network, 9 Your own pictures, 10 Out of the script (a page for the browser, a file
-for phones), 11 Machinery (flags, checks, resume): to be used, not needed to understand the network.
+Chapters 1 to 7 are the lesson: 1 Data, 2 A look at the data, 3 Model, 4 Training, 5 Evaluation,
+6 Pictures, 7 Saving. The others are tools, which you need not read to understand the network: 8 Use
+a trained network, 9 Your own pictures, 10 Out of the script (browser, phone), 11 Machinery.
 """
 import json
 import math
@@ -17,7 +17,7 @@ import pathlib
 import sys
 import time
 
-# You may skip from here to the settings. Chapter 8 imports what only the later chapters need.
+# You may skip from here to the settings. Some more imports stand at chapter 8.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed by whoever started the script
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -93,7 +93,7 @@ PREDICT = []  # pictures to classify with the model of an earlier run, in place 
 
 # %% The story on one page
 def main():
-    """Train a network, test it and draw what came out. The chapters below follow in this order."""
+    """Train a network, test it and draw what came out. The chapters follow nearly in order."""
     settings = read_settings()  # the block above, changed by flags (chapter 11)
     print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     keras.utils.set_random_seed(SEED)  # the random numbers of Python, NumPy and TensorFlow
@@ -131,7 +131,7 @@ def main():
     write_metrics(results, history, settings, folder)
     write_page(model, class_names, about, title, folder / "try_it.html")
     write_phone_model(model, class_names, x_test, folder / "model.tflite")
-    publish_results(folder)
+    publish_results(folder)  # this and the next one: chapter 11
     record_experiment(settings, results, fingerprint)
     return model, history, results
 
@@ -150,7 +150,7 @@ KERAS_CLASS_NAMES = {
 
 
 def load_data():
-    """Return three parts, the class names, and what chapter 8 needs to prepare new pictures alike.
+    """Return three parts, the class names, and how chapter 8 prepares new pictures.
 
     A part is a pair: images (number, height, width, channels) uint8, and labels (number,) int. The
     network learns from the training images. The validation images are held back from them: choose
@@ -189,7 +189,7 @@ def load_keras_dataset():
     try:
         train, test = getattr(keras.datasets, DATASET).load_data()
     except Exception as error:  # no network, a broken file, no room on the disk, ...
-        stop(where_to_put_a_copy(error))
+        stop(where_to_put_a_copy(error))  # prints this sentence and ends the program (chapter 11)
     return with_channels(train), with_channels(test)
 
 
@@ -239,7 +239,7 @@ def simple_answers(x_train, y_train, x_val, y_val):
     commonest = np.bincount(y_train).argmax()
     answers = {"always the commonest class": float(np.mean(y_val == commonest))}
 
-    # Logistic regression is a network without hidden layers: one weight for each pixel and class.
+    # Logistic regression is like the last layer alone: one weight for each pixel and class.
     some = np.random.default_rng(0).permutation(len(x_train))[:3000]  # takes seconds, not minutes
     if len(np.unique(y_train[some])) == 1:  # of very unequal classes, the rare one may be missing
         return answers
@@ -349,7 +349,8 @@ def names_of_augmentation(augmentation):
 
 
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
-# The words you will meet. Convolution: a filter, a small square of weights, slides over the image;
+# The words you will meet. Convolution: a filter, a small square of weights (for each channel or map
+# of its input one), slides over the image;
 # at each place its weights are multiplied with the pixels below and added up. The sums are its map:
 # high where the image looks like the filter. ReLU: what is below 0 becomes 0. Pooling: of each 2x2
 # numbers the largest stays. Dense: each neuron has a weight for every input. Softmax: ten numbers
@@ -398,6 +399,7 @@ def augmentation_layers(image_shape):
     if not AUGMENTATION:
         return []
     height, width, _ = image_shape
+    # Keras wants the farthest shift as a share of the height and the width.
     shift = layers.RandomTranslation(
         SHIFT / height, SHIFT / width, interpolation="nearest", name="shift")
     if not MIRROR:
@@ -427,7 +429,7 @@ def whitening_layer(images):
 
     Neighbouring pixels are nearly equal, so most of what a first layer sees is said twice.
     Whitening turns each patch of 2x2 pixels into numbers that are uncorrelated and have a spread of
-    1. Each filter is there twice, as it is and negated, as ReLU cuts off what is below 0. Source:
+    1. Each filter is there twice, once negated, because ReLU removes what is below 0. Source:
     whitening as the first layer of a network: Page (2019) and Jordan (2024).
     """
     channels = images.shape[-1]
@@ -468,9 +470,9 @@ def batch_normalization_layer():
     """Return a layer that subtracts each map's mean over the batch and divides by its spread.
 
     With numbers of a steady size, larger steps are safe and the network learns faster (Ioffe and
-    Szegedy, 2015). In a test there is no batch: the layer then uses the averages of the last
-    training batches. Momentum 0.6 keeps 60 % of the old average at each step, so only the last few
-    batches count.
+    Szegedy, 2015). In a test an answer must not depend on the other images: the layer then uses the
+    averages of the last training batches. Momentum 0.6 keeps 60 % of the old average at each step,
+    so only the last few batches count.
     """
     return layers.BatchNormalization(momentum=0.6)
 
@@ -479,6 +481,7 @@ def start_as_identity(model):
     """Let the first filters of each convolution copy one input map each, instead of random numbers.
 
     The network then begins by passing its input through, and learns what to change (Jordan, 2024).
+    Filters beyond the number of input maps stay random.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -516,8 +519,8 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
     num_classes = model.output_shape[1]
     steps_per_epoch = len(x_train) // batch_size_for(len(x_train))
     # Label smoothing asks for a little less than certainty, so that the network need not push its
-    # outputs to extremes (Szegedy et al., 2016). At 0.2 and ten classes it asks for 0.82 in place
-    # of 1.
+    # outputs to extremes (Szegedy et al., 2016). At 0.2 and ten classes it asks for 0.82
+    # (0.8 + 0.2 / 10) in place of 1, and for 0.02 in place of 0.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     epochs = epochs or EPOCHS
     last_epoch = first_epoch + epochs
@@ -534,7 +537,7 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
             epochs=last_epoch,
             verbose=1 if sys.stdout.isatty() else 2,  # a moving bar, in a file a line per epoch
             shuffle=False,  # batches() shuffles
-            callbacks=[
+            callbacks=[  # what Keras calls after each epoch
                 add_columns_callback(model),
                 table,
                 progress_callback(title, folder, last_epoch),
@@ -557,10 +560,10 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
 def learning_rate_schedule(steps, highest):
     """Return the learning rate, the size of the steps, as a function of the number of steps done.
 
-    "cosine": it rises over the first fifth of the steps, as the gradients of a network that knows
-    nothing mislead (warm-up; Goyal et al., 2017). Then it falls to 0 along half a cosine wave, so
-    that the weights come to rest (Loshchilov and Hutter, 2017). "constant": it is the highest rate
-    in all steps.
+    "cosine": it rises over the first fifth of the steps, because the first gradients, of random
+    weights, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0 along half a
+    cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017). "constant": it is
+    the highest rate in all steps.
     """
     if SCHEDULE == "constant":
         return highest
@@ -591,7 +594,7 @@ def make_optimizer(learning_rate, weight_decay):
 
 
 def batches(images, labels, num_classes, training=False):
-    """Return a tf.data.Dataset of batches: images, and one-hot labels (class 2 of 4: 0, 0, 1, 0).
+    """Return a tf.data.Dataset of batches: images, and one-hot labels (2 of 0 to 3: 0, 0, 1, 0).
 
     In training the order is new in each epoch, and a last batch that is not full is left out: the
     mean of a few images would spoil batch normalization. As the order changes, each image gets its
@@ -667,11 +670,10 @@ def calibrate(model, x_val, y_val):
     """
     probabilities = predict(model, x_val)
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
-    # If all validation images are right, the loss is lowest at complete certainty, which no number
-    # of images proves. So the right answers are asked for a little less than 1, about as if one
-    # more image had been wrong (Platt, 1999).
+    # If all validation images are right, the best temperature would be the smallest. So we pretend
+    # that about one more image was wrong, by a little label smoothing (Platt, 1999).
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
-    temperatures = np.geomspace(0.05, 20, 300)
+    temperatures = np.geomspace(0.05, 20, 300)  # each the same factor above the one before
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
     temperature = float(temperatures[np.argmin(losses)])
     last_layer = model.layers[-1]
@@ -774,7 +776,7 @@ def evaluate(model, temperature, x_val, y_val, x_test, y_test):
     probabilities = predict(model, x_test)
     predicted = probabilities.argmax(axis=1)
     right = predicted == y_test
-    uncalibrated = change_temperature(probabilities, 1 / temperature)  # as before calibrate()
+    uncalibrated = change_temperature(probabilities, 1 / temperature)  # undoes calibrate()
     results = {
         "validation_accuracy": float(val_right.mean()),
         "validation_images": len(y_val),
@@ -796,6 +798,7 @@ def evaluate(model, temperature, x_val, y_val, x_test, y_test):
 
 def mean_loss(labels, probabilities):
     """Return the mean categorical crossentropy without label smoothing, as others report it."""
+    # "Sparse" means that it takes class numbers in place of one-hot labels.
     losses = keras.losses.sparse_categorical_crossentropy(labels, probabilities)  # (number,)
     return float(np.mean(losses))
 
