@@ -351,9 +351,9 @@ def names_of_augmentation(augmentation):
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
 # The words you will meet. Convolution: a filter, a small square of weights (one for each channel or
 # map of its input), slides over the image; at each place its weights are multiplied with the pixels
-# below and added up. The sums are its map: high where the image looks like the filter. ReLU: what is below 0 becomes 0. Pooling: of each 2x2
-# numbers the largest stays. Dense: each neuron has a weight for every input. Softmax: ten numbers
-# become ten probabilities that add to 1.
+# below and added up. The sums are its map: high where the image looks like the filter. ReLU: what
+# is below 0 becomes 0. Pooling: of each 2x2 numbers the largest stays. Dense: each neuron has a
+# weight for every input. Softmax: ten numbers become ten probabilities that add to 1.
 def build_model(x_train, num_classes):
     """Return the network that MODEL names, not trained yet."""
     keras.config.set_dtype_policy(PRECISION)
