@@ -727,11 +727,8 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
 
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, title, folder):
-    """Train the head, then, with FINE_TUNE, the last part of the base too; return the history.
-
-    The frozen part answers to a picture with the same features in every epoch. So it looks at each
-    picture only once, and the head is trained on the features: that takes seconds.
-    """
+    """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
+    # The frozen part gives a picture the same features in every epoch. So it looks at each only once.
     frozen_part = keras.Sequential([keras.Input(x_train.shape[1:]), *model.layers[:-2]])
     head = keras.Sequential([keras.Input(frozen_part.output_shape[1:]), *model.layers[-2:]])
     features = compute_features(frozen_part, x_train)  # (number, 1280)

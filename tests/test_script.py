@@ -512,11 +512,16 @@ def test_loss_that_became_nan_is_one_sentence(run, tmp_path, capsys):
     assert not (tmp_path / "outputs" / "digits").exists()
 
 
+def take_ctrl_c():
+    """A shell lets what it starts by `&` ignore Ctrl-C, and all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start_and_send(sign, line_start, folder, *flags):
     """Start a run, send it a signal at a line of its output, and return its exit status."""
     running = subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, flags)], cwd=folder, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True)
+        stderr=subprocess.PIPE, text=True, preexec_fn=take_ctrl_c)
     for line in running.stdout:
         if line.startswith(line_start):
             running.send_signal(sign)
