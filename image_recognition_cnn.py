@@ -546,7 +546,8 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
             ])
     except KeyboardInterrupt:
         table.on_train_end()  # closes the file
-        if (folder / "history.csv").stat().st_size == 0:
+        path = folder / "history.csv"
+        if not path.exists() or path.stat().st_size == 0:
             stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
         print("\nCtrl-C ends the training. What was learned so far is tested, drawn and saved.")
     history = read_history(folder)
@@ -728,7 +729,7 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, title, folder):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
-    # The frozen part gives a picture the same features in every epoch. So it looks at each only once.
+    # The frozen part gives a picture the same features in every epoch: it looks at each only once.
     frozen_part = keras.Sequential([keras.Input(x_train.shape[1:]), *model.layers[:-2]])
     head = keras.Sequential([keras.Input(frozen_part.output_shape[1:]), *model.layers[-2:]])
     features = compute_features(frozen_part, x_train)  # (number, 1280)
