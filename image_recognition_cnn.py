@@ -552,8 +552,11 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
         print("\nCtrl-C ends the training. What was learned so far is tested, drawn and saved.")
     history = read_history(folder)
     if not np.isfinite(history["loss"].iloc[-1]):
+        setting = "FINE_TUNE_RATE"
+        if first_epoch == 0:
+            setting = "LEARNING_RATE" if MODEL == "cnn" else "HEAD_LEARNING_RATE"
         stop(f"The loss became NaN (not a number), as the steps were too large: "
-             f"try --learning-rate {LEARNING_RATE / 10:g}.")
+             f"try {flag(setting)} {highest_rate / 10:g}.")
     return history
 
 
@@ -1026,7 +1029,7 @@ def count_of_mistakes(labels, probabilities, chosen):
 def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     """Draw the up to 30 wrong answers of which the network was surest.
 
-    Some of their labels are wrong; the others teach modesty. Shapes as in draw_sample_predictions.
+    Some of their labels are wrong. Shapes as in draw_sample_predictions.
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
@@ -1137,7 +1140,7 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
         maps = keras.Model(model.inputs, layer.output).predict(image[np.newaxis], verbose=0)[0]
         filters = maps.max(axis=(0, 1)).argsort()[::-1][:6]
         filters_of_blocks.append(filters)
-        maps_of_image.append(maps[..., filters])
+        maps_of_image.append(maps[..., filters].astype("float32"))  # no bfloat16 in Matplotlib
         six_maps = keras.Model(model.inputs, keras.ops.take(layer.output, filters, axis=-1))
         maps_of_some.append(six_maps.predict(some, batch_size=100, verbose=0))
 
@@ -1165,13 +1168,18 @@ def receptive_field(model, layer_name):
     Place i depends on `size` pixels across, the first of them is first + i * step; the same
     downwards. A convolution of 3x3 makes size 3, pooling behind it size 4 and step 2, and so on.
     """
-    first, step, size = 0, 1, 1
+    first = 0
+    step = 1
+    size = 1
     for layer in model.layers:
-        window, stride = 1, 1
+        window = 1
+        stride = 1
         if isinstance(layer, layers.Conv2D):
-            window, stride = layer.kernel_size[0], layer.strides[0]
+            window = layer.kernel_size[0]
+            stride = layer.strides[0]
         if isinstance(layer, layers.MaxPooling2D):
-            window, stride = layer.pool_size[0], layer.strides[0]
+            window = layer.pool_size[0]
+            stride = layer.strides[0]
         if window > 1 and layer.padding == "same":
             first -= step * ((window - 1) // 2)
         size += step * (window - 1)
@@ -2616,12 +2624,12 @@ def metadata_bytes():
     return bytes(builder.Output())
 
 
-def add_table(builder, fields, kind={}):
+def add_table(builder, fields, kind=None):
     """Write a table of {place: what was written before}, and {place: number} for its kind."""
     builder.StartObject(8)  # places; the tables have up to 10, but none after 6 is filled here
     for place, value in fields.items():
         builder.PrependUOffsetTRelativeSlot(place, value, 0)
-    for place, number in kind.items():
+    for place, number in (kind or {}).items():
         builder.PrependInt8Slot(place, number, 0)
     return builder.EndObject()
 
@@ -2646,25 +2654,6 @@ def add_labels(path, labels):
 
 
 # %% 11. Machinery
-def where_to_put_a_copy(error):
-    """Return the sentence for a failed download: where a copy comes from, and where it goes."""
-    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
-    store = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
-    addresses = {
-        "mnist": store + "mnist.npz",
-        "fashion_mnist": store,
-        "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    }
-    file_names = {  # under which Keras looks for a copy before it downloads one
-        "mnist": "mnist.npz",
-        "fashion_mnist": "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
-        "cifar10": "cifar-10-batches-py-target_archive",
-    }
-    place = home / "datasets" / file_names[DATASET]
-    return (f"{DATASET} could not be loaded from {addresses[DATASET]} ({error}): put a copy of the "
-            f"file at {place}, or run --dataset digits, which needs no download.")
-
-
 # Nobody needs this chapter to understand the network. It reads the settings, says in one sentence
 # what is wrong with them, keeps the results of a run together, and writes the table of all runs.
 
@@ -3099,6 +3088,25 @@ def check_pretrained_size():
     if MODEL == "mobilenet_v2" and PRETRAINED_SIZE not in (96, 128, 160, 192, 224):
         stop(f"PRETRAINED_SIZE (--pretrained-size) can't be {PRETRAINED_SIZE}: the weights of "
              f"mobilenet_v2 are for 96, 128, 160, 192 or 224 pixels.")
+
+
+def where_to_put_a_copy(error):
+    """Return the sentence for a failed download: where a copy comes from, and where it goes."""
+    home = pathlib.Path(os.environ.get("KERAS_HOME", pathlib.Path.home() / ".keras"))
+    store = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
+    addresses = {
+        "mnist": store + "mnist.npz",
+        "fashion_mnist": store,
+        "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    }
+    file_names = {  # under which Keras looks for a copy before it downloads one
+        "mnist": "mnist.npz",
+        "fashion_mnist": "fashion-mnist/{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz",
+        "cifar10": "cifar-10-batches-py-target_archive",
+    }
+    place = home / "datasets" / file_names[DATASET]
+    return (f"{DATASET} could not be loaded from {addresses[DATASET]} ({error}): put a copy of the "
+            f"file at {place}, or run --dataset digits, which needs no download.")
 
 
 def title_of_dataset():

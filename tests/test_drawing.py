@@ -34,7 +34,7 @@ def marks(tmp_path_factory):
     script.DATASET = "cifar10"  # its other settings suit these pictures; its images are not loaded
     script.MIRROR = False
     script.FILTERS = [16, 32]
-    script.EPOCHS = 8
+    script.EPOCHS = 5
     script.BATCH_SIZE = 32
     script.SHIFT = 0
     script.read_settings()
@@ -46,7 +46,6 @@ def marks(tmp_path_factory):
     return model, images[1000:], labels[1000:], places[1000:]
 
 
-@pytest.mark.xdist_group("marks")
 def test_occlusion_points_at_the_mark_and_asks_about_the_class_it_is_given(marks):
     model, images, labels, places = marks
     probabilities = script.predict(model, images)
@@ -66,12 +65,11 @@ def test_occlusion_points_at_the_mark_and_asks_about_the_class_it_is_given(marks
     assert np.mean(of_other) < np.mean(at_mark) - 0.2, np.mean(of_other)
 
 
-@pytest.mark.xdist_group("marks")
 def test_learned_features_and_where_it_looks_are_drawn(marks, tmp_path, settings):
     model, images, labels, _ = marks
     settings(DATASET="cifar10", FILTERS=[16, 32])
     probabilities = script.predict(model, images)
-    names = ["a", "b", "c", "d"]
+    names = ["a", "b", "$^$", "d"]  # no formula
     figure = script.draw_learned_features(
         model, images, labels, probabilities, names, "marks", tmp_path / "a.png")
     text = " ".join(str(part.get_text()) for part in figure.findobj(script.plt.Text))
@@ -82,8 +80,23 @@ def test_learned_features_and_where_it_looks_are_drawn(marks, tmp_path, settings
         assert len(Image.open(tmp_path / name).convert("RGB").getcolors(10**7)) > 200
 
 
-def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, settings):
-    settings()
+def test_learned_features_in_16_bits(tmp_path, settings):
+    """Matplotlib can't draw bfloat16."""
+    settings(DATASET="cifar10", FILTERS=[8, 8], PRECISION="mixed_bfloat16")
+    images = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3)).astype("uint8")
+    model = script.build_model(images, 2)
+    probabilities = script.predict(model, images)
+    labels = probabilities.argmax(axis=1)
+    script.draw_learned_features(
+        model, images, labels, probabilities, ["a", "b"], "t", tmp_path / "a.png")
+    script.draw_where_it_looks(
+        model, images, labels, probabilities, ["a", "b"], "t", tmp_path / "b.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("augmentation", [True, False])
+def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, settings, augmentation):
+    settings(AUGMENTATION=augmentation)
     random = np.random.default_rng(0)
     x = random.integers(0, 255, (60, 8, 8, 1)).astype("uint8")
     y = np.array([0] * 40 + [1] * 15 + [2] * 5)
@@ -92,6 +105,9 @@ def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, sett
     assert len(shown) == 24 + 1 + 8
     text = [part.get_text() for part in figure.findobj(script.plt.Text)]
     assert {"40", "15", "5"} <= set(text) and text.count("owl") >= 5
+    first, *views = [np.asarray(image.get_array()) for image in shown[24:]]
+    changed = [not (view == first).all() for view in views]
+    assert any(changed) == augmentation
 
 
 @pytest.mark.parametrize("accuracies, text", [

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,19 +18,9 @@ import pandas as pd
 import pytest
 
 import image_recognition_cnn as script
+from conftest import restart
 
 SCRIPT = pathlib.Path(script.__file__).resolve()
-
-
-BLOCK = {name: getattr(script, name) for name in script.setting_rules}  # as it is written
-
-
-def restart():
-    """Make the script what it is in a new process."""
-    for name, value in BLOCK.items():
-        setattr(script, name, value)
-    script.resolved_settings.clear()
-    script.release_lock()
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +59,11 @@ def quick(tmp_path_factory):
     """An environment in which TensorFlow and Keras are empty, as loading them takes seconds."""
     folder = tmp_path_factory.mktemp("stand_ins")
     (folder / "keras").mkdir()
-    (folder / "keras" / "__init__.py").write_text("callbacks = layers = None")
+    (folder / "keras" / "__init__.py").write_text("""
+callbacks = layers = None
+class utils:
+    def set_random_seed(seed):
+        pass""")
     (folder / "tensorflow.py").write_text("")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(SCRIPT.parent)])}
 
@@ -259,8 +254,11 @@ def test_a_setting_of_ones_own_in_the_block_is_named(tmp_path, capsys):
 
 def test_help_lists_every_setting_with_its_meaning_also_with_a_percent_sign(
         tmp_path, monkeypatch, capsys):
-    path = edited(tmp_path, ("# neurons of the hidden dense layer", "# 20 % of %(prog)s of %s neurons: neurons of the hidden dense layer"))
+    old = "# neurons of the hidden dense layer"
+    path = edited(tmp_path, (old, "# 20 % of %(prog)s of %s neurons: " + old[2:]))
     module = imported(path)
+    names_in_the_block = [name for name in vars(module) if name in module.setting_rules]
+    assert sorted(names_in_the_block) == sorted(module.setting_rules)
     monkeypatch.setattr(module, "runs_as_program", lambda: True)
     monkeypatch.setattr(module, "prepare_program", lambda: None)
     monkeypatch.setattr(sys, "argv", ["", "--help"])
@@ -272,8 +270,13 @@ def test_help_lists_every_setting_with_its_meaning_also_with_a_percent_sign(
             module.read_settings()
         assert ended.value.code == 0
         printed = capsys.readouterr().out
+        lines = re.findall(r"^([A-Z_]+) = .*? +# (.+)", module.settings_chapter(), re.MULTILINE)
+        assert [name for name, _ in lines] == [
+            name for name in names_in_the_block if text_is_there]
         for name in module.setting_rules:
             assert "--" + name.lower().replace("_", "-") in printed
+        for name, meaning in lines:
+            assert meaning in printed, name
         assert ("20 % of %(prog)s of %s neurons" in printed) == text_is_there
         assert ("neurons of the hidden dense layer, 1 or more" in printed) == text_is_there
         assert "'mnist': 4" in printed
@@ -311,24 +314,17 @@ def test_main_again_takes_the_dicts_anew(monkeypatch):
 @pytest.mark.parametrize("own", [{}, {
     "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "KERAS_BACKEND": "jax"}])
 def test_import_is_quiet_reads_no_flag_and_a_users_own_environment_wins(tmp_path, quick, own):
+    """An import prints and writes nothing. (That TensorFlow is quiet, test_process.py has seen.)"""
     names = ["TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "KERAS_BACKEND"]
     program = f"""
 import image_recognition_cnn as script
 print(script.read_settings()["EPOCHS"], *[script.os.environ[name] for name in {names}])"""
     environment = {name: value for name, value in quick.items() if name not in names}
     environment.update(own)
-    if not own:  # with the real TensorFlow, which must be quiet
-        environment["PYTHONPATH"] = str(SCRIPT.parent)
     finished = process("-c", program, "--epochs", "many", cwd=tmp_path, env=environment)
-    assert quiet(finished.stderr) == "" and finished.returncode == 0
-    lines = [line for line in finished.stdout.splitlines() if "Settings" not in line]
-    assert lines == ["30 3 0 tensorflow" if own else "30 1 1 tensorflow"]
+    assert finished.stderr == "" and finished.returncode == 0
+    assert finished.stdout == ("30 3 0 tensorflow\n" if own else "30 1 1 tensorflow\n")
     assert not list(tmp_path.iterdir())
-
-
-def quiet(stderr):
-    """What stands on stderr, but for TensorFlow's honest word on CUDA's libraries without a GPU."""
-    return "".join(line for line in stderr.splitlines(True) if "cuInit" not in line)
 
 
 @pytest.fixture
@@ -372,30 +368,38 @@ def test_flags_do_not_count_in_cells(shell, capsys):
 
 @pytest.mark.parametrize("ends, flags, status", [
     (">&-", "--epochs 0", 2), ("2>&-", "--help", 0), (">&- 2>&-", "--epochs 0", 2)])
-def test_closed_streams(tmp_path, ends, flags, status):
+def test_closed_streams(tmp_path, quick, ends, flags, status):
     line = f'"{sys.executable}" "{SCRIPT}" {flags} {ends}'
-    finished = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=tmp_path)
+    finished = subprocess.run(
+        line, shell=True, capture_output=True, text=True, cwd=tmp_path, env=quick)
     assert finished.returncode == status
     assert "Traceback" not in finished.stderr
     assert ("can't be 0" in finished.stderr) == (ends == ">&-")
     assert ("--epochs" in finished.stdout) == (status == 0)
 
 
-def test_output_that_nobody_reads_ends_without_a_traceback(tmp_path):
+def test_output_that_nobody_reads_ends_without_a_traceback(tmp_path, quick):
     reading, writing = os.pipe()
     os.close(reading)
     finished = process(SCRIPT, capture_output=False, stdout=writing, stderr=subprocess.PIPE,
-                       cwd=tmp_path)
+                       cwd=tmp_path, env={**quick, "PYTHONUNBUFFERED": "1"})
     os.close(writing)
-    assert finished.returncode == 2 and quiet(finished.stderr) == ""
+    assert finished.returncode == 2 and finished.stderr == ""
 
 
-def test_optimized_python_and_a_console_of_few_letters(tmp_path):
+def test_optimized_python_has_no_docstrings(monkeypatch, capsys):
+    monkeypatch.setattr(script, "__doc__", None)  # python -OO
+    with pytest.raises(SystemExit) as ended:
+        read("--help")
+    assert ended.value.code == 0 and "--epochs" in capsys.readouterr().out
+
+
+def test_a_console_of_few_letters(tmp_path, quick):
     name = "猫 ✓"
     (tmp_path / name).mkdir()
-    finished = process("-OO", SCRIPT, "--dataset", name, cwd=tmp_path,
-                       env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert finished.returncode == 2 and len(quiet(finished.stderr).splitlines()) == 1
+    finished = process(SCRIPT, "--dataset", name, cwd=tmp_path,
+                       env={**quick, "PYTHONIOENCODING": "ascii"})
+    assert finished.returncode == 2 and len(finished.stderr.splitlines()) == 1
     assert "DATASET ? ?" in finished.stdout and "no class folders" in finished.stderr
 
 
@@ -570,7 +574,6 @@ def test_resume_with_an_edited_script_goes_on_and_says_so(monkeypatch, capsys):
     assert "the script was changed" in capsys.readouterr().err
 
 
-WITH_SCRIPT = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}
 RUN = """
 import sys, image_recognition_cnn as script
 script.open_results_folder(script.read_settings(), "f")
@@ -579,8 +582,8 @@ sys.stdin.readline()
 """
 
 
-def test_a_second_run_stops_and_a_killed_one_does_not_block(tmp_path, capsys):
-    first = subprocess.Popen([sys.executable, "-c", RUN], cwd=tmp_path, env=WITH_SCRIPT, text=True,
+def test_a_second_run_stops_and_a_killed_one_does_not_block(tmp_path, quick, capsys):
+    first = subprocess.Popen([sys.executable, "-c", RUN], cwd=tmp_path, env=quick, text=True,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert first.stdout.readline() == "started\n"
