@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from PIL import Image, ImageOps  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import compare_page  # noqa: E402
-import image_recognition_cnn as page_part  # noqa: E402
+import image_recognition_cnn as script  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
@@ -31,24 +32,14 @@ PHOTOS = {"white_on_black": False, "ink_share": 1.0}
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\"></script><b>"
 
 
-# --- what the script does, written small: the lead puts the script's own functions here ----------
+# --- helpers --------------------------------------------------------------------------------------
 
 def prepared(picture, shape, about):
-    """Return a PIL picture as --predict prepares it: (height, width, channels) uint8."""
-    height, width, channels = shape
-    picture = ImageOps.exif_transpose(picture).convert("RGBA")
-    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    if about["white_on_black"]:
-        picture = ImageOps.autocontrast(picture.convert("L"))
-        if np.median(np.asarray(picture)[[0, -1]]) > 127:
-            picture = ImageOps.invert(picture)
-        picture = picture.crop(picture.point([0] * 101 + [255] * 155).getbbox())
-        side = max(picture.size)
-        picture = ImageOps.pad(picture, (side, side))
-        picture = ImageOps.expand(picture, round(side * (1 / about["ink_share"] - 1) / 2))
-    picture = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (width, height))
-    return np.asarray(picture).reshape(height, width, channels)
+    """Return a Pillow image as --predict prepares it: (height, width, channels) uint8."""
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        picture.save(file.name, exif=picture.getexif())
+        about = {"pixel_range": None, **about}
+        return script.prepare_picture(pathlib.Path(file.name), shape, about)[0]
 
 
 def block(filters, name, batch_normalization):
@@ -122,7 +113,7 @@ def opened(browser, tmp_path):
 
     def open_page(model, class_names, about, title="trial", browser=browser, **options):
         path = tmp_path / "try_it.html"
-        assert page_part.write_page(model, class_names, about, title, path) is True
+        assert script.write_page(model, class_names, about, title, path) is True
         page = browser.new_page(**options)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", note)
@@ -251,7 +242,7 @@ def test_an_unknown_layer_gets_a_sentence_and_no_page(layer, word, tmp_path, cap
     model = keras.Sequential([keras.Input((8, 8, 1)), layer, layers.Flatten(),
                               layers.Dense(2, activation="softmax")])
     path = tmp_path / "try_it.html"
-    assert page_part.write_page(model, ["a", "b"], PHOTOS, "trial", path) is False
+    assert script.write_page(model, ["a", "b"], PHOTOS, "trial", path) is False
     assert not path.exists()
     assert word in capsys.readouterr().err
 
@@ -260,7 +251,7 @@ def test_a_weight_too_large_for_16_bits_gets_a_sentence_and_no_page(tmp_path, ca
     model = keras.Sequential([keras.Input((64, 64, 1)), layers.Flatten(),
                               layers.Dense(2, kernel_initializer=keras.initializers.Constant(7e4),
                                            activation="softmax")])
-    assert page_part.write_page(model, ["a", "b"], PHOTOS, "t", tmp_path / "t.html") is False
+    assert script.write_page(model, ["a", "b"], PHOTOS, "t", tmp_path / "t.html") is False
     assert "16 bits" in capsys.readouterr().err
 
 
@@ -529,7 +520,7 @@ def test_the_keyboard_reaches_every_button(digits, opened):
 
 
 def test_the_page_is_readable_text():
-    lines = page_part.PAGE.splitlines()
+    lines = script.PAGE.splitlines()
     assert max(len(line) for line in lines) <= 100
-    assert page_part.PAGE.count("@@") == 2  # one placeholder
-    assert pathlib.Path(page_part.__file__).read_text(encoding="utf-8").count('"""') % 2 == 0
+    assert script.PAGE.count("@@") == 2  # one placeholder
+    assert pathlib.Path(script.__file__).read_text(encoding="utf-8").count('"""') % 2 == 0
