@@ -17,7 +17,7 @@ import pathlib
 import sys
 import time
 
-# You may skip from here to the settings. Some more imports stand at chapter 8.
+# You may skip from here to the settings. What only the tools need is imported at chapter 8.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed by whoever started the script
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -63,10 +63,10 @@ SHIFT = dict(digits=1, others=2)  # farthest move of a training image at random,
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
-FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # of each block of the CNN
+FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # one number per block
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
 BATCH_NORMALIZATION = True  # bring the numbers between the layers to a steady mean and spread
-IDENTITY_START = True  # let each convolution begin by passing on its input unchanged
+IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
 DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
 DROPOUT = 0.2  # share of the numbers before the last layer set to 0 in a step, from 0 to below 1
 # training
@@ -75,7 +75,7 @@ BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # image
 OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # step size at its highest, above 0, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # a step takes this x rate x weight off a weight, 0 to 100
+WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # a step lowers a weight by this * rate * weight; 0 to 100
 LABEL_SMOOTHING = 0.2  # share of each label that is spread over all classes, from 0 to below 1
 PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
@@ -103,8 +103,8 @@ def main():
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     title = title_of_dataset()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
-    folder = open_results_folder(settings, fingerprint)  # chapter 11
-    names = names_for_pictures(class_names)
+    folder = open_results_folder(settings, fingerprint)  # it shows changed data (chapter 11)
+    names = names_for_pictures(class_names)  # shorter, where a name is long
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
 
@@ -150,7 +150,7 @@ KERAS_CLASS_NAMES = {
 
 
 def load_data():
-    """Return three parts, the class names, and how chapter 8 prepares new pictures.
+    """Return three parts, the class names, and a dict on how new pictures are to be prepared.
 
     A part is a pair: images (number, height, width, channels) uint8, and labels (number,) int. The
     network learns from the training images. The validation images are held back from them: choose
@@ -159,7 +159,7 @@ def load_data():
     """
     validation = None
     test = None
-    pixel_range = None  # only pictures with more than 8 bits have one, see chapter 9
+    pixel_range = None  # (black, white) of own pictures with more than 8 bits, see chapter 9
     if DATASET == "digits":
         train = load_digits_as_images()
         class_names = KERAS_CLASS_NAMES["mnist"]
@@ -185,10 +185,10 @@ def load_digits_as_images():
 
 def load_keras_dataset():
     """Return the training and the test part of a data set that Keras downloads once."""
-    socket.setdefaulttimeout(60)  # seconds; without it, a dead connection holds up the run for ever
+    socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     try:
         train, test = getattr(keras.datasets, DATASET).load_data()
-    except Exception as error:  # no network, a broken file, no room on the disk, ...
+    except Exception as error:  # no internet, a broken file, no room on the disk, ...
         stop(where_to_put_a_copy(error))  # prints this sentence and ends the program (chapter 11)
     return with_channels(train), with_channels(test)
 
@@ -226,27 +226,29 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, class_names):
           f"{len(x_test)} test")
     print(f"x_train: shape {x_train.shape}, dtype {x_train.dtype}, "
           f"values {x_train.min()} to {x_train.max()}")
+    x_val = x_val[:5000]  # enough for a comparison
+    y_val = y_val[:5000]
     for name, accuracy in simple_answers(x_train, y_train, x_val, y_val).items():
-        print(f"Without a network: {name}, {accuracy:.1%} of the validation images right")
+        print(f"Without a network: {name}, {accuracy:.1%} of {len(x_val)} validation images right")
 
 
 def simple_answers(x_train, y_train, x_val, y_val):
     """Return what answers without a network reach on the validation images, as shares from 0 to 1.
 
     The network has to beat them. Images: (number, height, width, channels) uint8; labels: (number,)
-    int. Returns {"always the commonest class": float, "logistic regression": float}.
+    int. Returns {name of the answer: float}.
     """
     commonest = np.bincount(y_train).argmax()
     answers = {"always the commonest class": float(np.mean(y_val == commonest))}
 
-    # Logistic regression is like the last layer alone: one weight for each pixel and class.
+    # Logistic regression is like a network with one layer only: one weight per pixel and class.
     some = np.random.default_rng(0).permutation(len(x_train))[:3000]  # takes seconds, not minutes
     if len(np.unique(y_train[some])) == 1:  # of very unequal classes, the rare one may be missing
         return answers
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=200))
     regression.fit(small_and_flat(x_train[some]), y_train[some])
-    share = regression.score(small_and_flat(x_val[:5000]), y_val[:5000])
-    answers["logistic regression"] = float(share)
+    share = regression.score(small_and_flat(x_val), y_val)
+    answers[f"logistic regression (on {len(some)} small images)"] = float(share)
     return answers
 
 
@@ -264,7 +266,8 @@ def spread_over_classes(labels, number):
     labels: (number of images,) int. Returns (at most number,) int.
     """
     occurrence = pd.Series(labels).groupby(labels).cumcount()  # 0 for the first image of its class
-    return np.lexsort((labels, occurrence))[:number]  # by occurrence, then by label
+    # lexsort sorts by its last key first: by occurrence, and where that is equal by label.
+    return np.lexsort((labels, occurrence))[:number]
 
 
 def draw_training_images(x_train, y_train, class_names, title, path):
@@ -349,11 +352,12 @@ def names_of_augmentation(augmentation):
 
 
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
-# The words you will meet. Convolution: a filter, a small square of weights (one for each channel or
-# map of its input), slides over the image; at each place its weights are multiplied with the pixels
-# below and added up. The sums are its map: high where the image looks like the filter. ReLU: what
-# is below 0 becomes 0. Pooling: of each 2x2 numbers the largest stays. Dense: each neuron has a
-# weight for every input. Softmax: ten numbers become ten probabilities that add to 1.
+# The words you will meet. Convolution: a filter slides over the image. It has a small square of
+# weights for each channel; at each place they are multiplied with the pixels below and added up.
+# The sums are its map: high where the image looks like the filter. The maps of one layer are the
+# channels of the next. ReLU: what is below 0 becomes 0. Pooling: of each 2x2 numbers the largest
+# stays. Dense: each neuron has a weight for every input. Softmax: ten numbers z become ten
+# probabilities; each is e^z, divided by the sum of all ten.
 def build_model(x_train, num_classes):
     """Return the network that MODEL names, not trained yet."""
     keras.config.set_dtype_policy(PRECISION)
@@ -434,9 +438,13 @@ def whitening_layer(images):
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
     patches = np.reshape(patches, (-1, 4 * channels))  # (number of patches, 4 * channels)
-    covariance = np.cov(patches, rowvar=False)
-    variances, directions = np.linalg.eigh(covariance)  # the principal components
-    kernels = directions / np.sqrt(variances + 5e-4)  # a filter per column; 5e-4: no division by 0
+    # Principal components: each column of `directions` mixes the numbers of a patch into one new
+    # number. The new numbers are uncorrelated, and `variances` says how much each of them varies.
+    covariance = np.cov(patches, rowvar=False)  # (4 * channels, 4 * channels)
+    variances, directions = np.linalg.eigh(covariance)
+    # Divided by its standard deviation, each new number has a spread of 1. 5e-4: no division by 0.
+    kernels = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
+    # The numbers of a patch stand in the order row, column, channel, as a filter's weights do.
     kernels = kernels.reshape(2, 2, channels, 4 * channels)
     kernels = np.concatenate([kernels, -kernels], axis=-1)  # (2, 2, channels, 8 * channels)
     layer = layers.Conv2D(8 * channels, 2, use_bias=False, activation="relu", name="whitening")
@@ -453,7 +461,7 @@ def add_block(model, filters, name):
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
     first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024).
     """
-    with_bias = not BATCH_NORMALIZATION  # batch normalization adds an offset of its own
+    with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (h, w, filters)
     model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), from here on
     if BATCH_NORMALIZATION:
@@ -468,7 +476,8 @@ def add_block(model, filters, name):
 def batch_normalization_layer():
     """Return a layer that subtracts each map's mean over the batch and divides by its spread.
 
-    With numbers of a steady size, larger steps are safe and the network learns faster (Ioffe and
+    Then it multiplies each map by a learned scale (gamma) and adds a learned offset (beta). With
+    numbers of a steady size, larger steps are safe and the network learns faster (Ioffe and
     Szegedy, 2015). In a test an answer must not depend on the other images: the layer then uses the
     averages of the last training batches. Momentum 0.6 keeps 60 % of the old average at each step,
     so only the last few batches count.
@@ -502,7 +511,8 @@ def train(model, x_train, y_train, x_val, y_val, title, folder):
 
 # One training step, with the numbers of CIFAR-10:
 # 1. Forward: the next 128 images pass through all layers; out come 128 x 10 probabilities.
-# 2. Loss: one number says how far these are from the right answers (categorical crossentropy).
+# 2. Loss: one number says how far these are from the right answers. Categorical crossentropy: the
+#    mean of -log(probability of the right class); 0 if it is 1, and large if it is near 0.
 # 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation).
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
@@ -519,7 +529,8 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
     steps_per_epoch = len(x_train) // batch_size_for(len(x_train))
     # Label smoothing asks for a little less than certainty, so that the network need not push its
     # outputs to extremes (Szegedy et al., 2016). At 0.2 and ten classes it asks for 0.82
-    # (0.8 + 0.2 / 10) in place of 1, and for 0.02 in place of 0.
+    # (0.8 + 0.2 / 10) in place of 1, and for 0.02 in place of 0. So this loss can't reach 0: with
+    # exactly these answers it is 0.87. (The test loss of chapter 5 is without smoothing.)
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     epochs = epochs or EPOCHS
     last_epoch = first_epoch + epochs
@@ -581,9 +592,13 @@ def learning_rate_schedule(steps, highest):
 def make_optimizer(learning_rate, weight_decay):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
+    SGD, stochastic gradient descent: step = rate x gradient of a batch. Momentum: the step goes in
+    the mean direction of the last steps, so that the chance in each batch is averaged away. Adam
+    also divides by the usual size of each weight's gradients. So its steps have the size of the
+    rate, whatever the gradients are, and its rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large. Here it is "decoupled": it does not pass through the gradient (Loshchilov and
-    Hutter, 2019).
+    stay large. It is "decoupled": taken off the weight directly. Added to the loss, it would pass
+    through Adam's division as well (Loshchilov and Hutter, 2019).
     """
     if OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
@@ -597,8 +612,9 @@ def make_optimizer(learning_rate, weight_decay):
 
 
 def batches(images, labels, num_classes, training=False):
-    """Return a tf.data.Dataset of batches: images, and one-hot labels (2 of 0 to 3: 0, 0, 1, 0).
+    """Return a tf.data.Dataset of batches: images, and one-hot labels.
 
+    One-hot: with four classes, 0 to 3, the label 2 becomes 0, 0, 1, 0: a probability for each.
     In training the order is new in each epoch, and a last batch that is not full is left out: the
     mean of a few images would spoil batch normalization. As the order changes, each image gets its
     turn.
@@ -673,8 +689,9 @@ def calibrate(model, x_val, y_val):
     """
     probabilities = predict(model, x_val)
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
-    # If all validation images are right, the best temperature would be the smallest. So we pretend
-    # that about one more image was wrong, by a little label smoothing (Platt, 1999).
+    # If all validation images are right, the lowest loss is at the smallest temperature: every
+    # answer 100 % sure. So we pretend that one image was wrong, by label smoothing: each of the n
+    # images counts as 1 / (n + 2) wrong, all together as about one (Platt, 1999).
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
     temperatures = np.geomspace(0.05, 20, 300)  # each the same factor above the one before
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
@@ -687,7 +704,8 @@ def calibrate(model, x_val, y_val):
 
 def change_temperature(probabilities, temperature):
     """Return what softmax would answer if its inputs were divided by the temperature."""
-    # A probability is e^z / sum; its power 1/T is e^(z/T) / factor, and the factor drops out below.
+    # Softmax gave e^z / sum. To the power of 1/T that is e^(z/T) / sum^(1/T). The divisor is the
+    # same for all classes of an image, so it makes no difference when the row is brought to 1.
     powers = np.maximum(probabilities, 1e-30).astype("float64") ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -754,8 +772,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, title, folder):
 def unfreeze_last_part(base):
     """Let the last third of the layers learn, but not batch normalization (Chollet, 2020).
 
-    It would replace its averages over a million pictures by averages over a few. Only trainable =
-    False keeps them: training=False in a call of the base does not hold in fit (Keras 3).
+    It would replace its averages over a million pictures by averages over a few. `trainable =
+    False` prevents that.
     """
     base.trainable = True  # all its layers
     first_to_learn = len(base.layers) * 2 // 3
@@ -768,9 +786,9 @@ def unfreeze_last_part(base):
 def evaluate(model, temperature, x_val, y_val, x_test, y_test):
     """Test the model; return probabilities (number of test images, num_classes), and results.
 
-    The results are a dict of numbers by name. The 95 % interval says how far luck alone may have
-    moved the accuracy: with other test images of the same kind, it would mostly lie in there
-    (Wilson, 1927).
+    The results are a dict of numbers by name. The 95 % interval says what luck with the choice of
+    test images can do: of 100 such intervals, about 95 hold the accuracy that one would find with
+    endless images of the same kind (Wilson, 1927).
     """
     val_right = predict(model, x_val).argmax(axis=1) == y_val  # (number of validation images,) bool
     probabilities = predict(model, x_test)
@@ -866,7 +884,6 @@ def draw_curves(history, title, path):
     val_accuracy, val_loss (at the end of the epoch) and learning_rate.
     """
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
-    figure.suptitle(f"{title}: how the training went")
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].argmax()  # the first, where several are equal
     for axis, name in zip(axes, ["accuracy", "loss"]):
@@ -883,12 +900,13 @@ def draw_curves(history, title, path):
         axis.set_xlabel("epoch (one pass over the training images)")
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside upper center", ncols=3)  # of both fields on the left
+    figure.legend(handles, texts, loc="outside upper center", ncols=3,  # of both fields on the left
+                  title=f"{title}: how the training went", title_fontsize=14, frameon=False)
     figure.supxlabel(
         "Training: the mean over the epoch, while the network changes and its images are made "
         "harder (AUGMENTATION, DROPOUT). Validation: after the epoch,\n"
         "on images that it does not learn from. Where training improves and validation does not, "
-        "it learns by heart.", fontsize=10)
+        "it learns by heart. LABEL_SMOOTHING keeps both losses above 0.", fontsize=10)
     figure.savefig(path, dpi=120)
     return figure
 
@@ -1034,7 +1052,7 @@ def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
     surest = wrong[confidence[wrong].argsort()[::-1][:30]]
-    headline = (f"{title}: wrong, and sure of it. The {len(surest)} most confident mistakes "
+    headline = (f"{title}: the {len(surest)} wrong answers of which the network was surest "
                 f"(of {len(wrong):,} mistakes in {len(y):,} test images)\n"
                 "Above each: what the network says, how sure it is, and what is true. "
                 "Is it always the network that is wrong?")
@@ -1058,7 +1076,7 @@ def occlusion_map(model, image, class_index, square, stride):
     float, in shares: 0.3 where the probability falls from 0.9 to 0.6, below 0 where it rises.
     """
     height, width, _ = image.shape
-    places = []  # of the square; it sticks out at the borders: all pixels are covered as often
+    places = []  # of the square; at the borders it sticks out, so these are covered as well
     for top in range(stride - square, height, stride):  # square 8, stride 4: -4, 0, 4, 8 ...
         for left in range(stride - square, width, stride):
             places.append((slice(max(top, 0), top + square), slice(max(left, 0), left + square)))
@@ -1166,7 +1184,8 @@ def receptive_field(model, layer_name):
     """Return which pixels one place of a layer's map depends on, as (first, step, size) in pixels.
 
     Place i depends on `size` pixels across, the first of them is first + i * step; the same
-    downwards. A convolution of 3x3 makes size 3, pooling behind it size 4 and step 2, and so on.
+    downwards. Layer by layer for CIFAR-10: whitening (0, 1, 2), convolution (-1, 1, 4), pooling
+    (-1, 2, 5), convolution (-3, 2, 9), and so on. Below 0: outside of the image, at its border.
     """
     first = 0
     step = 1
@@ -1329,17 +1348,6 @@ from matplotlib.colors import ListedColormap
 from scipy import stats  # comes with scikit-learn
 
 
-def about_the_images(x_train, pixel_range):
-    """Return how another picture is prepared as the training images were (about.json)."""
-    white_on_black = looks_white_on_black(x_train)
-    return {
-        "dataset": resolved_dataset(DATASET),
-        "white_on_black": white_on_black,
-        "ink_share": ink_share(x_train) if white_on_black else 1.0,
-        "pixel_range": pixel_range,
-    }
-
-
 def predict_pictures(words):
     """Classify picture files with the model of an earlier run; print the likeliest classes of each.
 
@@ -1408,6 +1416,29 @@ def draw_predictions(images, titles, path):
     return figure
 
 
+# %% 9. Your own pictures
+# A picture from a phone, a scanner or a microscope is not yet an image as the network wants it.
+# It has its own size, its own number of bits, it may lie on its side or have no background.
+# This chapter brings every picture to one form: upright, on white, uint8 from 0 to 255, a square.
+# The folder that the network learns from and the picture it is asked about go through the same
+# functions: a network that is asked in another form than it has learned gives wrong answers.
+
+# The words that people use for the three parts of a data set, in folders and in .npz files.
+PART_NAMES = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}
+# Files and folders that an operating system leaves behind; hidden ones start with a dot.
+SYSTEM_NAMES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
+# The usual largest pixel values: a share, then 8, 10, 12, 14 and 16 bits.
+WHITE_LEVELS = (1, 255, 1023, 4095, 16383, 65535)
+
+# Pillow warns about photos over 89 megapixels; a new phone takes such photos. Twice as many are
+# an error, and that stays: such a file can be an attack that fills the memory.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def load_own_data():
     """Return the three parts of a folder or an .npz file, class names, and pixel range.
 
@@ -1440,27 +1471,19 @@ def check_class_sizes(labels):
              f"each class takes 3 or more to train on.")
 
 
-# %% 9. Your own pictures
-# A picture from a phone, a scanner or a microscope is not yet an image as the network wants it.
-# It has its own size, its own number of bits, it may lie on its side or have no background.
-# This chapter brings every picture to one form: upright, on white, uint8 from 0 to 255, a square.
-# The folder that the network learns from and the picture it is asked about go through the same
-# functions: a network that is asked in another form than it has learned gives wrong answers.
+def about_the_images(x_train, pixel_range):
+    """Return how another picture is prepared as the training images were (about.json).
 
-# The words that people use for the three parts of a data set, in folders and in .npz files.
-PART_NAMES = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}
-# Files and folders that an operating system leaves behind; hidden ones start with a dot.
-SYSTEM_NAMES = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
-# The usual largest pixel values: a share, then 8, 10, 12, 14 and 16 bits.
-WHITE_LEVELS = (1, 255, 1023, 4095, 16383, 65535)
-
-# Pillow warns about photos over 89 megapixels; a new phone takes such photos. Twice as many are
-# an error, and that stays: such a file can be an attack that fills the memory.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    "white_on_black": are they drawings in white ink on black? "ink_share": how much of the width
+    the ink fills. "pixel_range": (black, white) of pictures with more than 8 bits, or None.
+    """
+    white_on_black = looks_white_on_black(x_train)
+    return {
+        "dataset": resolved_dataset(DATASET),
+        "white_on_black": white_on_black,
+        "ink_share": ink_share(x_train) if white_on_black else 1.0,
+        "pixel_range": pixel_range,
+    }
 
 
 def readable_name(raw_name):
@@ -1515,7 +1538,8 @@ def is_deep(picture):
 def lower_bits(picture):
     """Make a picture with 16-bit colours, just opened, read its lower 8 bits, not the upper.
 
-    Two bytes make a value. Told the opposite byte order, Pillow takes the other byte.
+    Two bytes make a value, and Pillow keeps only the upper one. So the file is read twice. Told
+    the opposite byte order, Pillow takes the other byte.
     """
     big = "RGB;16B"
     little = "RGB;16L"
@@ -1576,8 +1600,9 @@ def usual_white(largest):
 def usual_range(values, path):
     """Return (low, high) for one picture with more than 8 bits, when nothing is known about it.
 
-    The largest value of one picture is not white: the picture may be dark. So white is the
-    smallest usual level that covers it.
+    The largest value of one picture need not be white: the picture may be dark. (In a whole folder,
+    some picture will hold white, see `find_pixel_range`.) So white is the smallest usual level
+    that covers it.
     """
     finite_values = values[np.isfinite(values)]
     low = float(min(0, finite_values.min(initial=0)))
@@ -1737,6 +1762,8 @@ def prepare_drawing(picture, image_shape, share):
     scale = max(picture.width / width, picture.height / height)
     frame = (round(width * scale), round(height * scale))
     picture = ImageOps.pad(picture, frame)
+    # The ink shall fill `share` of the whole, so the whole is frame / share. Half of what that adds
+    # goes to each side.
     border_share = (1 / share - 1) / 2
     border = (round(frame[0] * border_share), round(frame[1] * border_share))
     picture = ImageOps.expand(picture, border)
@@ -2096,8 +2123,8 @@ def check_images(x, name):
 
 
 # %% Your own pictures: an .npz file, which holds NumPy arrays under names
-# Its arrays are expected as in Keras' own mnist.npz. Everything that is nearly so gets the line
-# of NumPy that mends it: a guess without a word would be wrong one day.
+# Its arrays are expected as in Keras' own mnist.npz. For a file that is nearly so, the program
+# stops and prints the line of NumPy that repairs it. It never guesses: one day it would be wrong.
 
 KIND_NAMES = {
     "x": "x", "image": "x", "images": "x", "img": "x", "imgs": "x", "data": "x",
@@ -2967,7 +2994,7 @@ def check_image_size(size):
 
     The whitening layer takes one pixel and each block halves the image. At least 2x2 must remain,
     as a convolution of a single pixel sees nothing but the zeros around it. For an .npz file, whose
-    size is not known before, the Data chapter calls this.
+    size is not known before, load_own_data calls this.
     """
     if SHIFT >= size:
         stop(f"SHIFT (--shift) can't be {SHIFT}: it must be less than the images' {size} pixels.")
@@ -3023,7 +3050,7 @@ def pretrained_base(weights):
     try:
         return networks[MODEL](
             input_shape=(PRETRAINED_SIZE, PRETRAINED_SIZE, 3), include_top=False, weights=weights)
-    except Exception as error:  # no network, a broken file, no room on the disk, ...
+    except Exception as error:  # no internet, a broken file, no room on the disk, ...
         stop(where_to_put_weights(error))
 
 
@@ -3059,7 +3086,7 @@ def check_weight_file():
 
     Keras would download it again, write over it and, if that fails, delete it: the user's own file.
     """
-    socket.setdefaulttimeout(60)  # seconds; without it, a dead connection holds up the run for ever
+    socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     address, path, megabytes, md5 = weight_file()
     if md5 is None or not path.is_file():
         return

@@ -8,6 +8,23 @@ from PIL import Image
 import image_recognition_cnn as script
 
 
+def overlapping_texts(figure):
+    """Pairs of texts in a picture that lie over one another."""
+    figure.canvas.draw()
+    tick_labels = []  # Matplotlib keeps some beyond the ends of a scale, and draws them nowhere
+    for axis in figure.axes:
+        tick_labels += [*axis.get_xticklabels(), *axis.get_yticklabels()]
+    texts = [text for text in figure.findobj(script.plt.Text)
+             if text.get_visible() and text.get_text().strip() and text not in tick_labels]
+    boxes = [text.get_window_extent().padded(-2) for text in texts]
+    pairs = []
+    for i, box in enumerate(boxes):
+        for j in range(i):
+            if box.overlaps(boxes[j]):
+                pairs.append((texts[j].get_text(), texts[i].get_text()))
+    return pairs
+
+
 @pytest.fixture(scope="module")
 def marks(tmp_path_factory):
     """Four marks, each in a random quadrant of a noisy picture, and a network that knows them."""
@@ -74,8 +91,10 @@ def test_learned_features_and_where_it_looks_are_drawn(marks, tmp_path, settings
         model, images, labels, probabilities, names, "marks", tmp_path / "a.png")
     text = " ".join(str(part.get_text()) for part in figure.findobj(script.plt.Text))
     assert "block_1" in text and "block_2" in text and "whitening" in text
-    script.draw_where_it_looks(
+    assert overlapping_texts(figure) == []
+    figure = script.draw_where_it_looks(
         model, images, labels, probabilities, names, "marks", tmp_path / "b.png")
+    assert overlapping_texts(figure) == []
     for name in ("a.png", "b.png"):
         assert len(Image.open(tmp_path / name).convert("RGB").getcolors(10**7)) > 200
 
@@ -101,6 +120,7 @@ def test_training_images_are_drawn_with_their_classes_and_numbers(tmp_path, sett
     x = random.integers(0, 255, (60, 8, 8, 1)).astype("uint8")
     y = np.array([0] * 40 + [1] * 15 + [2] * 5)
     figure = script.draw_training_images(x, y, ["cat", "dog", "owl"], "pets", tmp_path / "a.png")
+    assert overlapping_texts(figure) == []
     shown = [image for axis in figure.axes for image in axis.get_images()]
     assert len(shown) == 24 + 1 + 8
     text = [part.get_text() for part in figure.findobj(script.plt.Text)]
@@ -117,7 +137,8 @@ def test_curves_name_the_best_epoch(tmp_path, accuracies, text):
         "epoch": range(len(accuracies)), "accuracy": accuracies, "loss": accuracies,
         "val_accuracy": accuracies, "val_loss": accuracies, "learning_rate": accuracies})
     assert script.best_epoch(history) == text
-    script.draw_curves(history, "pets", tmp_path / "a.png")
+    figure = script.draw_curves(history, "pets", tmp_path / "a.png")
+    assert overlapping_texts(figure) == []
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
@@ -127,6 +148,7 @@ def test_confusion_matrix_of_any_size(tmp_path, number):
     counts[0, 1] = 3
     names = [f"class number {i}" for i in range(number)]
     figure = script.draw_confusion_matrix(counts, names, "pets", tmp_path / "a.png")
+    assert overlapping_texts(figure) == []
     title = figure.axes[0].get_title()
     assert "class number 0 taken for class number 1, 3 of 10" in title
     shares = figure.axes[0].collections[0].get_array().reshape(number, number)
