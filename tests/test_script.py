@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.metrics import log_loss
 
 import image_recognition_cnn as script
 from conftest import restart
@@ -157,6 +158,13 @@ def test_calibration_error_of_made_probabilities():
     assert script.calibration_error(np.zeros(10, int), probabilities) == pytest.approx(0.2)
     mixed = np.array([[0.8, 0.2]] * 5 + [[1.0, 0.0]] * 5)
     assert script.calibration_error(np.array([0] * 5 + [1] * 5), mixed) == pytest.approx(0.6)
+
+
+def test_test_loss_is_without_label_smoothing():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(5), 100)
+    labels = np.arange(100) % 5
+    expected = log_loss(labels, probabilities)
+    assert script.mean_loss(labels, probabilities) == pytest.approx(expected, rel=1e-4)
 
 
 def test_validation_images_do_not_change_with_the_seed(settings):
