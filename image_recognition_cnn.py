@@ -1104,7 +1104,7 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     float.
     """
     chosen = choose_samples(y, probabilities)
-    square = max(2, min(x.shape[1:3]) // 4)  # these two by measuring: tests/deletion.py
+    square = max(2, min(x.shape[1:3]) // 4)  # how well it finds the place: tests/deletion.py
     stride = max(1, square // 2)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax(), square, stride) for i in chosen]
     deepest = max(0.1, np.max(heats))  # one scale for all images

@@ -425,7 +425,7 @@ def test_readme_and_head_name_only_what_is_there(tmp_path, monkeypatch, capsys):
         assert not {word for word in unknown if "--" + word.removeprefix("--no-") not in flags}
     rows = re.findall(r"^\| ((?:`[\w.]+`(?:, )?)+) \|", readme, re.MULTILINE)
     named = set(re.findall(r"`([\w]+\.\w+)`", " ".join(rows)))
-    assert named == set(FILES) - {"labels.txt"}, "the README's table of files"
+    assert named == set(FILES), "the README's table of files"
     # Each command at the head of the script is a line of its own that the script understands.
     commands = re.findall(r"^    python image_recognition_cnn.py(.*)", script.__doc__, re.MULTILINE)
     assert len(commands) == 4
