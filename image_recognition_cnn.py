@@ -1151,16 +1151,15 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
 
     number = min(2000, 8_000_000 // (image.shape[0] * image.shape[1]))  # large images: fewer
     some = x_test[spread_over_classes(y_test, number)]
-    filters_of_blocks = []  # the six filters of each block with the strongest answer in this image
-    maps_of_image = []  # their maps of this image, (rows, columns, 6) for each block
-    maps_of_some = []  # and of some test images, (number, rows, columns, 6)
-    for layer in blocks:
-        maps = keras.Model(model.inputs, layer.output).predict(image[np.newaxis], verbose=0)[0]
-        filters = maps.max(axis=(0, 1)).argsort()[::-1][:6]
-        filters_of_blocks.append(filters)
-        maps_of_image.append(maps[..., filters].astype("float32"))  # no bfloat16 in Matplotlib
-        six_maps = keras.Model(model.inputs, keras.ops.take(layer.output, filters, axis=-1))
-        maps_of_some.append(six_maps.predict(some, batch_size=100, verbose=0))
+    outputs = {layer.name: layer.output for layer in blocks}
+    maps_of_image = keras.Model(model.inputs, outputs).predict(image[np.newaxis], verbose=0)
+    strongest = {}  # of each block, the six filters with the strongest answer in this image
+    six_outputs = {}
+    for name, maps in maps_of_image.items():  # maps: (1, rows, columns, filters)
+        strongest[name] = maps.max(axis=(0, 1, 2)).argsort()[::-1][:6]
+        six_outputs[name] = keras.ops.take(outputs[name], strongest[name], axis=-1)
+    six_filters = keras.Model(model.inputs, six_outputs)
+    maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, ..., 6)
 
     figure = plt.figure(figsize=(12, 3 + 4.5 * len(blocks)), layout="constrained")
     figure.suptitle(f"{title}: what the layers look for, from the first filters to the last block")
@@ -1168,13 +1167,15 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
     confidence = in_percent(probabilities[surest].max())
     said = f"{class_names[y_test[surest]]}, {confidence} sure, and right"
     draw_first_filters(top, model, image, said)
-    for part, layer, filters, maps, maps_of_others in zip(
-            parts, blocks, filters_of_blocks, maps_of_image, maps_of_some):
+    for part, layer in zip(parts, blocks):
         field = receptive_field(model, layer.name)
-        patches = strongest_patches(maps_of_others, some, field)
+        patches = strongest_patches(maps_of_some[layer.name], some, field)
         sees = f"{field[2]} x {field[2]} pixels"
         if field[2] >= max(image.shape[:2]):
             sees = "the whole image"
+        filters = strongest[layer.name]
+        maps = maps_of_image[layer.name][0][..., filters]  # (rows, columns, 6)
+        maps = maps.astype("float32")  # Matplotlib knows no bfloat16
         draw_block(part, layer, filters, maps, patches, sees)
     figure.savefig(path, dpi=120)
     return figure
