@@ -277,7 +277,7 @@ def draw_training_images(x_train, y_train, class_names, title, path):
     """
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     figure.suptitle(f"{title}: the images that the network learns from, before the training starts")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3.3, 1])
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3, 1])
     left, right = upper.subfigures(1, 2, width_ratios=[2, 1])
 
     chosen = spread_over_classes(y_train, 24)
@@ -299,8 +299,8 @@ def draw_training_images(x_train, y_train, class_names, title, path):
     if not augmentation:
         lower.suptitle("AUGMENTATION is off: the network gets the same image in every epoch")
     else:
-        lower.suptitle("One training image, and what the network gets instead of it: "
-                       "another view in every epoch (" + names_of_augmentation(augmentation) + ")")
+        lower.suptitle("One training image, and examples of what the network gets instead of it, "
+                       f"in every epoch another\n({names_of_augmentation(augmentation)})")
         augment = keras.Sequential(augmentation)
         views = np.asarray(augment(views.astype("float32"), training=True))
         views = views.round().clip(0, 255).astype("uint8")
@@ -904,9 +904,10 @@ def draw_curves(history, title, path):
                   title=f"{title}: how the training went", title_fontsize=14, frameon=False)
     figure.supxlabel(
         "Training: the mean over the epoch, while the network changes and its images are made "
-        "harder (AUGMENTATION, DROPOUT). Validation: after the epoch,\n"
-        "on images that it does not learn from. Where training improves and validation does not, "
-        "it learns by heart. LABEL_SMOOTHING keeps both losses above 0.", fontsize=10)
+        "harder (AUGMENTATION, DROPOUT). Validation: after the epoch, on images that it does not\n"
+        "learn from. Where training improves and validation does not, it learns by heart. "
+        "LABEL_SMOOTHING keeps both losses above 0. The network of the last epoch is kept.",
+        fontsize=10)
     figure.savefig(path, dpi=120)
     return figure
 
@@ -927,7 +928,7 @@ def draw_confusion_matrix(counts, class_names, title, path):
     number = len(class_names)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
     texts = np.full(counts.shape, "", dtype=object)
-    for true, predicted in np.argwhere(counts):
+    for true, predicted in np.argwhere(counts + np.eye(number)):  # on the diagonal also a 0
         texts[true, predicted] = f"{counts[true, predicted]}\n{shares[true, predicted]:.1%}"
     side = np.clip(3 + 0.6 * number, 6.5, 22)  # inches
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
@@ -938,11 +939,14 @@ def draw_confusion_matrix(counts, class_names, title, path):
                 linewidths=0.5 if number <= 30 else 0,
                 xticklabels=names_shown, yticklabels=names_shown,
                 cbar_kws={"label": "share of the true class (of its row)", "format": "{x:.0%}"})
+    for text, share in zip(axis.texts, shares.ravel()):
+        text.set_color("white" if share > 0.6 else "black")  # seaborn's own: white on light blue
     axis.tick_params("both", rotation=0, labelsize=np.clip(1000 / number, 6, 11))
     right = counts.trace() / max(counts.sum(), 1)
     axis.set(xlabel="predicted class (what the network says)", ylabel="true class (what it is)")
     axis.set_title(f"{title}: which class is taken for which?\nOn the diagonal: the right answers, "
-                   f"{right:.2%} of {counts.sum():,}\n{commonest_mistake(counts, class_names)}")
+                   f"{right:.2%} of {counts.sum():,} test images\n"
+                   f"{commonest_mistake(counts, class_names)}")
     turn_long_labels(figure, axis, number)
     figure.savefig(path, dpi=120)
     return figure
@@ -954,8 +958,12 @@ def commonest_mistake(counts, class_names):
     if not mistakes.any():
         return "No mistake"
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    return (f"Commonest mistake: {class_names[true]} taken for {class_names[predicted]}, "
-            f"{mistakes[true, predicted]} of {counts[true].sum():,} times")
+    words = (f"Commonest mistake: {class_names[true]} taken for {class_names[predicted]}, "
+             f"{mistakes[true, predicted]} of {counts[true].sum():,} times")
+    equal = int((mistakes == mistakes.max()).sum())
+    if equal > 1:
+        words += f" (first of {equal} equally common)"
+    return words
 
 
 def turn_long_labels(figure, axis, number):
@@ -1112,11 +1120,13 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     headline = (f"{title}: where it looks. A square of {square} x {square} pixels in the image's "
                 "mean colour covers one part after the other.\n"
                 "Yellow: with this part covered, the network is much less sure of what it says "
-                "above the image.\nNo colour anywhere: no part alone "
-                "decides.\n" + count_of_mistakes(y, probabilities, chosen))
+                "above the image (here in grey).\n"
+                "No yellow anywhere: no part alone decides, or it was not sure anyway.\n"
+                + count_of_mistakes(y, probabilities, chosen))
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
     figure, axes = draw_grid(grey, y[chosen], probabilities[chosen], class_names, headline)
-    colours = plt.get_cmap("plasma")(np.linspace(0, 1, 256))  # (256, red, green, blue and opacity)
+    colours = np.ones((256, 4))  # red, green, blue, opacity; yellow, which everybody sees on grey
+    colours[:, :3] = [1, 0.82, 0]
     colours[:, 3] = np.linspace(0, 0.9, 256)  # no fall: no colour, one sees the image
     for axis, heat in zip(axes, heats):
         shown = axis.imshow(100 * heat, cmap=ListedColormap(colours), vmin=0, vmax=100 * deepest)
@@ -1261,8 +1271,8 @@ def draw_first_filters(figure, model, image, said):
     else:
         text = (f"The first convolution: {len(kernels[:24])} of its {len(kernels)} filters of "
                 f"{rows} x {columns} pixels, learned")
-    right.suptitle(text + "\nGrey: weight 0 for this pixel; brighter: above 0; darker: below 0",
-                   fontsize=11)
+    right.suptitle(text + "\nEach is drawn as the pattern to which it answers most; middle grey: "
+                   "weight 0", fontsize=11)
     axes = right.subplots(int(np.ceil(len(kernels[:24]) / 12)), 12, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
