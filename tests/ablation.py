@@ -1,6 +1,6 @@
 """What does each trick give? Adds one after the other to the plain network of a first lecture.
 
-    python tests/ablation.py                  # the staircase: 30 runs, some hours on two cores
+    python tests/ablation.py                  # the staircase: 30 runs of two to three minutes
     python tests/ablation.py --experiments    # the table "Experiments to try": one change each
     python tests/ablation.py --rates          # which learning rate suits the plain network
     python tests/ablation.py --quick          # a trial with small digits: the figures mean nothing
