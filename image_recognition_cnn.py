@@ -399,9 +399,9 @@ def build_cnn(x_train, num_classes):
 def augmentation_layers(image_shape):
     """Return the layers that move and mirror the training images at random.
 
-    So the network hardly ever sees the same image twice, and can't learn it by heart: +0.8 points?,
-    and more in long trainings. In evaluation and prediction Keras skips these layers. A mirrored 2
-    is not a 2, so MIRROR is off for digits.
+    So the network hardly ever sees the same image twice, and can't learn it by heart: +0.8 points?
+    In evaluation and prediction Keras skips these layers. A mirrored 2 is not a 2, so MIRROR is off
+    for digits.
     """
     if not AUGMENTATION:
         return []
@@ -603,8 +603,8 @@ def make_optimizer(learning_rate, weight_decay):
     also divides by the usual size of each weight's gradients. So its steps have the size of the
     rate, whatever the gradients are, and its rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large: +1.2 points? It is "decoupled": taken off the weight directly. Added to the loss, it would pass
-    through Adam's division as well (Loshchilov and Hutter, 2019).
+    stay large: +1.2 points? It is "decoupled": taken off the weight directly. Added to the loss, it
+    would pass through Adam's division as well (Loshchilov and Hutter, 2019).
     """
     if OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
