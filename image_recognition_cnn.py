@@ -72,7 +72,7 @@ DROPOUT = 0.2  # share of the numbers before the last layer set to 0 in a step, 
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=8, others=30)  # passes over the images
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
-OPTIMIZER = "adam"  # adam, or sgd (with Nesterov momentum 0.9)
+OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(adam=0.004, sgd=0.1)  # step size at its highest, above 0, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
 WEIGHT_DECAY = dict(adam=0.25, sgd=0.01)  # a step lowers a weight by this * rate * weight; 0 to 100
@@ -103,7 +103,7 @@ def main():
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     title = title_of_dataset()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
-    folder = open_results_folder(settings, fingerprint)  # it shows changed data (chapter 11)
+    folder = open_results_folder(settings, fingerprint)  # fingerprint: is it still the same data?
     names = names_for_pictures(class_names)  # shorter, where a name is long
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
@@ -358,9 +358,10 @@ def names_of_augmentation(augmentation):
 # channels of the next. ReLU: what is below 0 becomes 0. Pooling: of each 2x2 numbers the largest
 # stays. Dense: each neuron has a weight for every input. Softmax: ten numbers z become ten
 # probabilities; each is e^z, divided by the sum of all ten.
-# "+3.0 points" behind a trick: so much it added to the validation accuracy on CIFAR-10, on top of
-# the tricks named before it (tests/ablation.py: 3 epochs, filters 16 32 64, mean of 3 seeds, 65.1 %
-# without any). "+1.0 points?": the runs with and without it overlap, so it may be luck.
+# "+3.0 points" behind a trick: so much it added to the validation accuracy on CIFAR-10 in a short
+# training (tests/ablation.py: 3 epochs, filters 16 32 64, mean of 3 seeds). The tricks were added
+# one after the other, in the order of outputs/benchmark/staircase.png. "+1.0 points?": the runs
+# with and without it overlap, so it may be luck.
 def build_model(x_train, num_classes):
     """Return the network that MODEL names, not trained yet."""
     keras.config.set_dtype_policy(PRECISION)
@@ -382,13 +383,15 @@ def build_cnn(x_train, num_classes):
         model.add(layer)  # (32, 32, 3), only in training
     normalization = normalization_layer(x_train)
     model.add(normalization)  # (32, 32, 3)
+    # A filter of 2x2 has 31 places side by side in 32 pixels.
     if WHITENING:
         model.add(whitening_layer(normalization(every_kth(x_train, 3_000_000))))  # (31, 31, 24)
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
     model.add(layers.Flatten())  # (1728,): the maps, one after the other
     model.add(layers.Dense(DENSE_UNITS, activation="relu"))  # (128,)
-    # Dropout: no neuron can rely on a single other one. In three epochs it costs: -1.2 points?
+    # Dropout sets a share of the numbers to 0 in each step, so that no neuron relies on a single
+    # other one. It is meant for long trainings; in three epochs it costs: -1.2 points?
     model.add(layers.Dropout(DROPOUT))  # (128,), only in training
     model.add(layers.Dense(num_classes, activation="softmax", dtype="float32"))  # (10,)
     if IDENTITY_START:
@@ -407,6 +410,7 @@ def augmentation_layers(image_shape):
         return []
     height, width, _ = image_shape
     # Keras wants the farthest shift as a share of the height and the width.
+    # What becomes free at the border is filled with the mirrored edge.
     shift = layers.RandomTranslation(
         SHIFT / height, SHIFT / width, interpolation="nearest", name="shift")
     if not MIRROR:
@@ -442,11 +446,12 @@ def whitening_layer(images):
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
     patches = np.reshape(patches, (-1, 4 * channels))  # (number of patches, 4 * channels)
-    # Principal components: each column of `directions` mixes the numbers of a patch into one new
-    # number. The new numbers are uncorrelated, and `variances` says how much each of them varies.
+    # The covariance says how each two numbers of a patch vary together. Its eigenvectors, the
+    # columns of `directions`, are the mixtures of these numbers that don't vary together (principal
+    # components). Its eigenvalues, `variances`, say how much each mixture varies.
     covariance = np.cov(patches, rowvar=False)  # (4 * channels, 4 * channels)
     variances, directions = np.linalg.eigh(covariance)
-    # Divided by its standard deviation, each new number has a spread of 1. 5e-4: no division by 0.
+    # Divided by its standard deviation, each mixture has a spread of 1. 5e-4: no division by 0.
     kernels = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
     # The numbers of a patch stand in the order row, column, channel, as a filter's weights do.
     kernels = kernels.reshape(2, 2, channels, 4 * channels)
@@ -465,6 +470,7 @@ def add_block(model, filters, name):
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
     first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024).
     """
+    # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
     with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (h, w, filters)
     model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), from here on
@@ -528,15 +534,16 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
 
     Columns: epoch (from 0), accuracy, loss, val_accuracy, val_loss, learning_rate, seconds. After
     each epoch the table and the curves in the folder are up to date, and RESUME can go on from
-    there.
+    there. first_epoch and epochs are given for fine-tuning only, which goes on after the first
+    training.
     """
     num_classes = model.output_shape[1]
     steps_per_epoch = len(x_train) // batch_size_for(len(x_train))
     # Label smoothing asks for a little less than certainty, so that the network need not push its
     # outputs to extremes (Szegedy et al., 2016). At 0.2 and ten classes it asks for 0.82
     # (0.8 + 0.2 / 10) in place of 1, and for 0.02 in place of 0. So this loss can't reach 0: with
-    # exactly these answers it is 0.87. (The test loss of chapter 5 is without smoothing.) In three
-    # epochs it gave nothing: -0.4 points?
+    # exactly these answers it is 0.87. (The test loss of chapter 5 is without smoothing.) It is
+    # meant for long trainings; in three epochs it gave nothing: -0.4 points?
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     epochs = epochs or EPOCHS
     last_epoch = first_epoch + epochs
@@ -598,13 +605,15 @@ def learning_rate_schedule(steps, highest):
 def make_optimizer(learning_rate, weight_decay):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
-    SGD, stochastic gradient descent: step = rate x gradient of a batch. Momentum: the step goes in
-    the mean direction of the last steps, so that the chance in each batch is averaged away. Adam
-    also divides by the usual size of each weight's gradients. So its steps have the size of the
-    rate, whatever the gradients are, and its rate is another number than that of SGD.
+    SGD, stochastic gradient descent: step = rate x gradient of a batch. Momentum: in place of that
+    gradient, a mean of the last gradients, so that random differences between batches average out.
+    (Nesterov's kind of momentum looks a step ahead.) Adam also divides by the usual size of each
+    weight's gradients. So its steps have the size of the rate, whatever the gradients are, and its
+    rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large: +1.2 points? It is "decoupled": taken off the weight directly. Added to the loss, it
-    would pass through Adam's division as well (Loshchilov and Hutter, 2019).
+    stay large: +1.2 points? The older way adds the sum of the squared weights to the loss. Then
+    Adam divides the decay as well. Here it is taken off the weight directly ("decoupled" weight
+    decay; Loshchilov and Hutter, 2019).
     """
     if OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
@@ -697,7 +706,7 @@ def calibrate(model, x_val, y_val):
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
     # If all validation images are right, the lowest loss is at the smallest temperature: every
     # answer 100 % sure. So we pretend that one image was wrong, by label smoothing: each of the n
-    # images counts as 1 / (n + 2) wrong, all together as about one (Platt, 1999).
+    # images counts as about 1 / n wrong. (n + 2 is Platt's rule, 1999.)
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
     temperatures = np.geomspace(0.05, 20, 300)  # each the same factor above the one before
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
@@ -805,7 +814,7 @@ def evaluate(model, temperature, x_val, y_val, x_test, y_test):
         "validation_accuracy": float(val_right.mean()),
         "validation_images": len(y_val),
         "test_accuracy": float(right.mean()),
-        "test_accuracy_interval": wilson_interval(right.sum(), len(right)),
+        "test_accuracy_interval": wilson_interval(right.sum(), len(right)),  # chapter 11
         "test_images": len(y_test),
         "test_loss": mean_loss(y_test, probabilities),
         "temperature": temperature,
@@ -851,7 +860,8 @@ def report(results, probabilities, y_test, class_names, folder):
     class i that were taken for class j. Matrix and scores are added to the results.
 
     Precision: of the images called a cat, the share that are cats. Recall: of the cats, the share
-    that are called a cat. F1 score: one number for both, their harmonic mean.
+    that are called a cat. F1 score: one number for both, their harmonic mean. Support: the number
+    of test images of the class. Macro: each class counts the same; weighted: by its support.
     """
     low, high = results["test_accuracy_interval"]
     print(f"\nTest accuracy {results['test_accuracy']:.2%} of {len(y_test)} images "
@@ -906,7 +916,8 @@ def draw_curves(history, title, path):
         axis.set_xlabel("epoch (one pass over the training images)")
         axis.xaxis.get_major_locator().set_params(integer=True)
     handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside upper center", ncols=3,  # of both fields on the left
+    # One legend for accuracy and loss.
+    figure.legend(handles, texts, loc="outside upper center", ncols=3,
                   title=f"{title}: how the training went", title_fontsize=14, frameon=False)
     figure.supxlabel(
         "Training: the mean over the epoch, while the network changes and its images are made "
@@ -1061,7 +1072,7 @@ def count_of_mistakes(labels, probabilities, chosen):
 def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     """Draw the up to 30 wrong answers of which the network was surest.
 
-    Some of their labels are wrong. Shapes as in draw_sample_predictions.
+    Some of their labels may be wrong. Shapes as in draw_sample_predictions.
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
@@ -1118,15 +1129,16 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     float.
     """
     chosen = choose_samples(y, probabilities)
-    square = max(2, min(x.shape[1:3]) // 4)  # how well it finds the place: tests/deletion.py
+    # A quarter of the image. tests/deletion.py measures how well it finds the parts that matter.
+    square = max(2, min(x.shape[1:3]) // 4)
     stride = max(1, square // 2)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax(), square, stride) for i in chosen]
     deepest = max(0.1, np.max(heats))  # one scale for all images
 
     headline = (f"{title}: where it looks. A square of {square} x {square} pixels in the image's "
                 "mean colour covers one part after the other.\n"
-                "Yellow: with this part covered, the network is much less sure of what it says "
-                "above the image (here in grey).\n"
+                "Yellow: with this part covered, the network is much less sure of the answer above "
+                "the image. (The image itself is in grey.)\n"
                 "No yellow anywhere: no part alone decides, or it was not sure anyway.\n"
                 + count_of_mistakes(y, probabilities, chosen))
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
@@ -1277,8 +1289,8 @@ def draw_first_filters(figure, model, image, said):
     else:
         text = (f"The first convolution: {len(kernels[:24])} of its {len(kernels)} filters of "
                 f"{rows} x {columns} pixels, learned")
-    right.suptitle(text + "\nEach is drawn as the pattern to which it answers most; middle grey: "
-                   "weight 0", fontsize=11)
+    right.suptitle(text + "\nEach is drawn as the pattern to which it answers most (black: to dark "
+                   "pixels, middle grey: weight 0)", fontsize=11)
     axes = right.subplots(int(np.ceil(len(kernels[:24]) / 12)), 12, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
