@@ -563,7 +563,7 @@ def fit(model, x_train, y_train, x_val, y_val, title, folder, highest_rate, weig
             callbacks=[  # what Keras calls after each epoch
                 add_columns_callback(model),
                 table,
-                progress_callback(title, folder, last_epoch),
+                progress_callback(title, folder, first_epoch, last_epoch),
                 callbacks.BackupAndRestore(checkpoint, double_checkpoint=True,
                                            delete_checkpoint=False),
                 callbacks.TerminateOnNaN(),
@@ -656,7 +656,7 @@ def add_columns_callback(model):
     return callbacks.LambdaCallback(on_epoch_end=add_columns)
 
 
-def progress_callback(title, folder, last_epoch):
+def progress_callback(title, folder, first_epoch, last_epoch):
     """Return a callback that draws the curves after an epoch and says how long the rest takes."""
 
     path = folder / "accuracy_loss_curves.png"
@@ -670,7 +670,8 @@ def progress_callback(title, folder, last_epoch):
         if not drawing_times or now - drawing_times[-1] > 30:  # seconds; drawing takes about one
             plt.close(draw_curves(history, title, path))
             drawing_times.append(now)
-        seconds_left = history["seconds"].mean() * (last_epoch - len(history))
+        seconds_per_epoch = history["seconds"][first_epoch:].mean()  # fine-tuning: its own epochs
+        seconds_left = seconds_per_epoch * (last_epoch - len(history))
         print(f"epoch {epoch + 1} of {last_epoch}, validation {logs['val_accuracy']:.1%}, "
               f"{in_words(seconds_left)} left", flush=True)
 
