@@ -101,10 +101,9 @@ def main():
         return predict_pictures(PREDICT)
 
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
-    title = title_of_dataset()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
     folder = open_results_folder(settings, fingerprint)  # fingerprint: is it still the same data?
-    names = names_for_pictures(class_names)  # shorter, where a name is long
+    names, title = texts_for_pictures(class_names, title_of_dataset())  # long names get shorter
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
 
@@ -1386,11 +1385,14 @@ def predict_pictures(words):
     """
     folder = pathlib.Path(OUTPUT_DIR, title_of_dataset())
     model, class_names, about = load_trained_model(folder)
-    names = names_for_pictures(class_names)
     paths, missing = expand_pictures(words)
+    file_names = [readable(path)[-20:] for path in paths]
+    # As one text, with a letter between them that no file name has.
+    names, all_names = texts_for_pictures(class_names, "\0".join(file_names))
+    file_names = all_names.split("\0")
     images = []
     titles = []
-    for path in paths:
+    for path, file_name in zip(paths, file_names):
         image, remark = prepare_picture(path, model.input_shape[1:], about)
         if image is None:
             continue
@@ -1402,7 +1404,7 @@ def predict_pictures(words):
         print(f"{readable(path)}: {', '.join(answers)}")
         images.append(image)
         answer = f"{names[likeliest[0]]}, {in_percent(probabilities.max())}"
-        titles.append(f"{readable(path)[-20:]}\n{answer}")
+        titles.append(f"{file_name}\n{answer}")
     if images:
         draw_predictions(images[:60], titles[:60], folder / "predictions.png")
         print(f"Drawn in {folder / 'predictions.png'}")
@@ -3568,13 +3570,20 @@ def choose_font(texts):
     return lacking
 
 
-def names_for_pictures(class_names):
-    """Return the class names as pictures show them: short, or numbers if no font has them."""
-    if not choose_font(class_names):
-        return short_names(class_names)
+def texts_for_pictures(class_names, other_text):
+    """Return class names and another text as pictures show them; choose the fonts for both.
+
+    Class names: shorter, where they are long; numbers, if no font has their letters. In the other
+    text, each letter that no font has becomes "?".
+    """
+    other_text = readable_name(os.fsencode(other_text))
+    lacking = choose_font([*class_names, other_text])
+    shown_text = "".join("?" if letter in lacking else letter for letter in other_text)
+    if lacking.isdisjoint("".join(class_names)):
+        return short_names(class_names), shown_text
     warn("No font of this machine has the letters of the class names: the pictures show numbers "
          "instead. To see names, install the fonts Noto Sans (CJK).")
-    return [str(number) for number in range(len(class_names))]
+    return [str(number) for number in range(len(class_names))], shown_text
 
 
 def short_names(class_names, longest=16):

@@ -178,8 +178,20 @@ def test_short_names_stay_different(names):
 def test_letters_that_no_font_has_become_numbers(capsys):
     names = ["\U000e0100\u4e01\ufdd0", "b"]  # a letter that exists in no font
     lacking = script.choose_font(names)
-    shown = script.names_for_pictures(names)
+    shown, title = script.texts_for_pictures(names, "cats \u4e01")
     if lacking:
         assert shown == ["0", "1"] and "numbers" in capsys.readouterr().err
-    assert script.names_for_pictures(["cat", "dog"]) == ["cat", "dog"]
+        assert title == "cats ?"
+    assert script.texts_for_pictures(["cat", "dog"], "pets") == (["cat", "dog"], "pets")
     assert script.plt.rcParams["font.family"] == ["DejaVu Sans"]
+
+
+@pytest.mark.parametrize("raw, shown", [(b"\xb9\xb7", "\u72d7"), (b"caf\xe9", "caf\xe9"), (b"pets", "pets")])
+def test_title_of_a_folder_whose_name_is_not_utf_8(raw, shown):
+    import os
+
+    _, title = script.texts_for_pictures(["a"], os.fsdecode(raw))
+    assert title == shown or title == "?" * len(shown)
+    figure = script.plt.figure()
+    figure.suptitle(title)
+    figure.canvas.draw()

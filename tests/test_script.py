@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 
 import image_recognition_cnn as script
@@ -341,6 +342,40 @@ def test_own_npz_file(run, no_pictures, settings, tmp_path, with_test):
     assert_complete(folder, classes=2, files=NUMBERS)
     assert list(metrics(folder)["classes"])[:2] == ["0", "1"]
     assert np.sum(metrics(folder)["confusion_matrix"]) == 20
+
+
+def test_resume_after_the_data_changed_is_one_sentence(run, no_pictures, monkeypatch, tmp_path, capsys):
+    x = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype("uint8")
+    y = np.arange(60) % 2
+    np.savez(tmp_path / "lamp.npz", x_train=x, y_train=y)
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "report", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(DATASET="lamp.npz", **SHORT)
+    x[7, 3, 3] += 1
+    np.savez(tmp_path / "lamp.npz", x_train=x, y_train=y)
+    with pytest.raises(SystemExit) as ended:
+        run(DATASET="lamp.npz", RESUME=True, **SHORT)
+    assert ended.value.code == 2 and "--resume" in capsys.readouterr().err
+
+
+def test_constant_pictures_stop_before_the_training(run, no_pictures, tmp_path, capsys):
+    x = np.ones((60, 8, 8), "uint8") * (np.arange(60) % 2)[:, None, None].astype("uint8") * 200
+    np.savez(tmp_path / "lamp.npz", x_train=x, y_train=np.arange(60) % 2)
+    with pytest.raises(SystemExit) as ended:
+        run(DATASET="lamp.npz", **SHORT)
+    assert ended.value.code == 2 and "of one shade" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_white_on_black_is_what_the_images_are_not_their_name(settings, tmp_path, inverted):
+    x, y = load_digits(return_X_y=True)
+    x = (x.reshape(-1, 8, 8) * 15).astype("uint8")
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    np.savez(tmp_path / "some.npz", x_train=255 - x if inverted else x, y_train=y)
+    settings(DATASET=str(tmp_path / "some.npz"), FILTERS=[8])
+    about = script.load_data()[4]
+    assert about["white_on_black"] is not inverted
 
 
 def test_loss_that_became_nan_is_one_sentence(run, no_pictures, tmp_path, capsys):
