@@ -378,6 +378,27 @@ def test_white_on_black_is_what_the_images_are_not_their_name(settings, tmp_path
     assert about["white_on_black"] is not inverted
 
 
+def test_a_batch_holds_at_most_all_training_images(settings):
+    settings(BATCH_SIZE=1000)
+    images = np.zeros((65, 8, 8, 1), "uint8")
+    batches = script.batches(images, np.arange(65) % 4, 4, training=True)
+    assert [len(x) for x, _ in batches.as_numpy_iterator()] == [65]
+
+
+def test_range_of_16_bit_pictures_goes_with_the_model(settings, tmp_path):
+    for name, brightness in (("dark", 700), ("bright", 3000)):
+        (tmp_path / "lamp" / name).mkdir(parents=True)
+        for i in range(8):
+            values = np.linspace(0, brightness - i, 400).reshape(20, 20).astype("uint16")
+            Image.fromarray(values).save(tmp_path / "lamp" / name / f"{i}.png")
+    settings(DATASET=str(tmp_path / "lamp"), IMAGE_SIZE=8, FILTERS=[8])
+    (x_train, y_train), _, _, class_names, about = script.load_data()
+    assert tuple(about["pixel_range"]) == (0, 3000)
+    assert x_train[y_train == 0].max() > 3.5 * x_train[y_train == 1].max()  # bright, dark
+    new_picture = script.prepare_picture(tmp_path / "lamp" / "dark" / "0.png", (8, 8, 1), about)[0]
+    assert 40 < new_picture.max() < 65, "scaled as the training images, not by itself"
+
+
 def test_loss_that_became_nan_is_one_sentence(run, no_pictures, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(EPOCHS=2, FILTERS=[8], LEARNING_RATE=10.0, WEIGHT_DECAY=100.0)
