@@ -17,7 +17,8 @@ import pathlib
 import sys
 import time
 
-# You may skip from here to the settings. What only the tools need is imported at chapter 8.
+# You may skip from here to the settings. Some more imports stand at chapter 8: re, socket, zipfile
+# and others, mostly for the tools.
 for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed by whoever started the script
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
@@ -298,8 +299,8 @@ def draw_training_images(x_train, y_train, class_names, title, path):
     if not augmentation:
         lower.suptitle("AUGMENTATION is off: the network gets the same image in every epoch")
     else:
-        lower.suptitle("One training image, and examples of what the network gets instead of it, "
-                       f"in every epoch another\n({names_of_augmentation(augmentation)})")
+        lower.suptitle("One training image, and examples of what the network gets instead of it "
+                       f"in each epoch\n({names_of_augmentation(augmentation)})")
         augment = keras.Sequential(augmentation)
         views = np.asarray(augment(views.astype("float32"), training=True))
         views = views.round().clip(0, 255).astype("uint8")
@@ -401,7 +402,7 @@ def build_cnn(x_train, num_classes):
 def augmentation_layers(image_shape):
     """Return the layers that move and mirror the training images at random.
 
-    So the network hardly ever sees the same image twice, and can't learn it by heart: +0.8 points?
+    So the network sees many views of each image, and learns it by heart less easily: +0.8 points?
     In evaluation and prediction Keras skips these layers. A mirrored 2 is not a 2, so MIRROR is off
     for digits.
     """
@@ -439,7 +440,8 @@ def whitening_layer(images):
 
     Neighbouring pixels are nearly equal, so most of what a first layer sees is said twice.
     Whitening turns each patch of 2x2 pixels into numbers that are uncorrelated and have a spread of
-    1. Each filter is there twice, once negated, because ReLU removes what is below 0. +2.5 points.
+    1. So no direction of the input outweighs the others, and one step size suits all weights. Each
+    filter is there twice, once negated, because ReLU removes what is below 0. +2.5 points.
     Source: whitening as the first layer of a network: Page (2019) and Jordan (2024).
     """
     channels = images.shape[-1]
@@ -610,8 +612,9 @@ def make_optimizer(learning_rate, weight_decay):
     weight's gradients. So its steps have the size of the rate, whatever the gradients are, and its
     rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large: +1.2 points? The older way adds the sum of the squared weights to the loss. Then
-    Adam divides the decay as well. Here it is taken off the weight directly ("decoupled" weight
+    stay large: +1.2 points? The older way adds the sum of the squared weights to the loss. Then the
+    decay is a part of the gradient, and Adam divides it, too: weights with large gradients would
+    hardly decay. Here it is taken off the weight directly ("decoupled" weight
     decay; Loshchilov and Hutter, 2019).
     """
     if OPTIMIZER == "adam":
@@ -705,8 +708,8 @@ def calibrate(model, x_val, y_val):
     probabilities = predict(model, x_val)
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
     # If all validation images are right, the lowest loss is at the smallest temperature: every
-    # answer 100 % sure. So we pretend that one image was wrong, by label smoothing: each of the n
-    # images counts as about 1 / n wrong. (n + 2 is Platt's rule, 1999.)
+    # answer 100 % sure. So we pretend that one image was wrong, by label smoothing: about 1 / n is
+    # taken from the right answer of each of the n images, together one. (n + 2: Platt, 1999.)
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
     temperatures = np.geomspace(0.05, 20, 300)  # each the same factor above the one before
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
@@ -1228,6 +1231,7 @@ def receptive_field(model, layer_name):
         if isinstance(layer, layers.MaxPooling2D):
             window = layer.pool_size[0]
             stride = layer.strides[0]
+        # Neighbours in this layer's input are `step` pixels apart. "same": one step further out.
         if window > 1 and layer.padding == "same":
             first -= step * ((window - 1) // 2)
         size += step * (window - 1)
