@@ -2039,6 +2039,10 @@ def find_pixel_range(files_of_parts):
         if limits:
             low = float(min(0, np.min(limits)))
             high = float(np.max(limits))
+            largest_values = [largest for _, largest in limits if largest > 0]
+            if high > 255 and min(largest_values) <= 1:
+                warn(f"some of these pictures hold values up to 1, others up to {high:g}: the "
+                     "first become nearly black. Bring all to one range.")
             print(f"{len(limits)} pictures have more than 8 bits: their values from {low:g} to "
                   f"{high:g} become 0 to 255.")
             return low, high

@@ -399,6 +399,18 @@ def test_range_of_16_bit_pictures_goes_with_the_model(settings, tmp_path):
     assert 40 < new_picture.max() < 65, "scaled as the training images, not by itself"
 
 
+@pytest.mark.parametrize("largest, warned", [(1, True), (300, False)])
+def test_shares_beside_16_bits_get_a_warning(settings, tmp_path, capsys, largest, warned):
+    for name, kind, high in (("a", "float32", largest), ("b", "uint16", 40_000)):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for i in range(8):
+            values = np.linspace(0, high, 400).reshape(20, 20).astype(kind)
+            Image.fromarray(values).save(tmp_path / "x" / name / f"{i}.tiff")
+    settings(DATASET=str(tmp_path / "x"), IMAGE_SIZE=8, FILTERS=[8])
+    script.load_data()
+    assert ("Bring all to one range" in capsys.readouterr().err) == warned
+
+
 def test_loss_that_became_nan_is_one_sentence(run, no_pictures, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         run(EPOCHS=2, FILTERS=[8], LEARNING_RATE=10.0, WEIGHT_DECAY=100.0)
