@@ -877,7 +877,11 @@ def report(results, probabilities, y_test, class_names, folder):
     scores = classification_report(
         y_test, predicted, labels=classes, target_names=class_names, digits=4, zero_division=0)
     print(f"\n{scores}")
-    (folder / "classification_report.txt").write_text(scores, encoding="utf-8")
+    numbers_of_classes = ""  # a legend, where pictures show numbers in place of names
+    for number, name in enumerate(class_names):
+        numbers_of_classes += f"\nclass {number}: {name}"
+    (folder / "classification_report.txt").write_text(
+        scores + numbers_of_classes + "\n", encoding="utf-8")
     results["classes"] = classification_report(
         y_test, predicted, labels=classes, target_names=class_names, output_dict=True,
         zero_division=0)
@@ -1402,6 +1406,9 @@ def predict_pictures(words):
             continue
         if remark:
             print(f"{readable(path)}: {remark}")
+        if np.ptp(image) < 4:
+            warn(f"{readable(path)} is of one shade when it is brought to the range of the "
+                 "training pictures: the answer says nothing.")
         probabilities = model.predict(image[np.newaxis], verbose=0)[0]  # (number of classes,)
         likeliest = probabilities.argsort()[::-1][:3]
         answers = [f"{class_names[i]} {probabilities[i]:.1%}" for i in likeliest]
@@ -1486,7 +1493,9 @@ def load_own_data():
         *parts, pixel_range = read_folder(DATASET)
     x_train, labels_train = parts[0]
     class_names = sort_class_names(labels_train)
-    check_images(x_train, DATASET)
+    for part in parts:
+        if part is not None:
+            check_images(part[0], DATASET)
     check_image_size(min(x_train.shape[1:3]))
     check_class_sizes(labels_train)
     numbered = []
@@ -1749,23 +1758,37 @@ def looks_white_on_black(x_train):
         return False
     some = x_train[:10_000, :, :, 0]  # 10,000 images are enough for a share
     border = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
-    return bool(np.mean(np.median(border, axis=1) < 25) > 0.5)
+    has_dark_border = np.median(border, axis=1) < 25
+    # What is cut out, enlarged and made as bright as white loses its size and its brightness. So
+    # only images that all have the same ones, as those of MNIST, are taken for drawings: not cells
+    # under a microscope, for example, of which some are small, and some are dim.
+    is_white = some.max(axis=(1, 2)) >= 200
+    sizes = ink_sizes(x_train)
+    is_usual_size = np.abs(sizes / max(np.median(sizes), 0.01) - 1) < 0.2
+    return bool(np.mean(has_dark_border & is_white & is_usual_size) > 0.8)
 
 
 def ink_share(x_train):
     """Return how much of the image the ink fills, from above 0 to 1: MNIST 0.71 (20 of 28 pixels).
 
-    x_train: uint8 (number, height, width, 1), white on black. The longer side of the ink's
-    bounding box, as a share of the image's side; the median over the images.
+    x_train: uint8 (number, height, width, 1), white on black. The median over the images.
+    """
+    sizes = ink_sizes(x_train)
+    sizes = sizes[sizes > 0]
+    if len(sizes) == 0:
+        return 1.0
+    return float(np.median(sizes))
+
+
+def ink_sizes(x_train):
+    """Return the longer side of the ink's bounding box as a share of the image's side, (number,).
+
+    x_train: uint8 (number, height, width, 1); of at most 10,000 images.
     """
     has_ink = x_train[:10_000, :, :, 0] > INK
     heights = extent(has_ink.any(axis=2))
     widths = extent(has_ink.any(axis=1))
-    shares = np.maximum(heights / x_train.shape[1], widths / x_train.shape[2])
-    shares = shares[shares > 0]
-    if len(shares) == 0:
-        return 1.0
-    return float(np.median(shares))
+    return np.maximum(heights / x_train.shape[1], widths / x_train.shape[2])
 
 
 def extent(is_set):
@@ -2160,6 +2183,9 @@ def check_images(x, name):
         stop(f"--dataset {name}: {np.sum(is_one_shade)} of {len(x)} images are of one shade, with "
              f"values from {darkest.min()} to {brightest.max()} of 0 to 255. Look at some of them; "
              "if they hold values from 0 to 1, multiply these by 255.")
+    if np.mean(is_one_shade) >= 0.1:
+        warn(f"--dataset {name}: {np.sum(is_one_shade)} of {len(x)} images are of one shade. Do "
+             "all have the same range of values? Look at some of them.")
 
 
 # %% Your own pictures: an .npz file, which holds NumPy arrays under names
@@ -3445,7 +3471,8 @@ def write_table(path, rows):
     """Write a table in one move, so that it is never half written. Raises OSError, ValueError."""
     new = path.with_suffix(".new")
     try:
-        rows.fillna("unknown").to_csv(new, index=False, encoding="utf-8")
+        rows.fillna("unknown").to_csv(
+            new, index=False, encoding="utf-8", errors="backslashreplace")
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
@@ -3591,6 +3618,8 @@ def texts_for_pictures(class_names, other_text):
         return short_names(class_names), shown_text
     warn("No font of this machine has the letters of the class names: the pictures show numbers "
          "instead. To see names, install the fonts Noto Sans (CJK).")
+    for number, name in enumerate(class_names):
+        print(f"In the pictures, {number} is {name}")
     return [str(number) for number in range(len(class_names))], shown_text
 
 

@@ -337,7 +337,8 @@ def shell(monkeypatch):
     interactiveshell.InteractiveShell.clear_instance()
 
 
-def test_flags_count_under_run_in_ipython(shell, capsys):
+def test_flags_count_under_run_in_ipython(shell, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", type(sys)("ipykernel"))  # as in Jupyter
     no_split = "--validation-split 0.999"  # ends the run with a sentence, right after the settings
     shell.run_line_magic("run", f"{SCRIPT} --epochs 7 --output-dir elsewhere {no_split}")
     printed = capsys.readouterr()
