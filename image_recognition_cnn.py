@@ -104,7 +104,7 @@ def main():
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
     folder = open_results_folder(settings, fingerprint)  # fingerprint: is it still the same data?
-    names, title = texts_for_pictures(class_names, title_of_dataset())  # long names get shorter
+    names, [title] = texts_for_pictures(class_names, [title_of_dataset()])  # long names: shorter
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
 
@@ -226,10 +226,10 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, class_names):
           f"{len(x_test)} test")
     print(f"x_train: shape {x_train.shape}, dtype {x_train.dtype}, "
           f"values {x_train.min()} to {x_train.max()}")
-    x_val = x_val[:5000]  # enough for a comparison
-    y_val = y_val[:5000]
-    for name, accuracy in simple_answers(x_train, y_train, x_val, y_val).items():
-        print(f"Without a network: {name}, {accuracy:.1%} of {len(x_val)} validation images right")
+    # 5000 are enough for a comparison. At random: those of one's own folder are sorted by class.
+    some = np.random.default_rng(0).permutation(len(x_val))[:5000]
+    for name, accuracy in simple_answers(x_train, y_train, x_val[some], y_val[some]).items():
+        print(f"Without a network: {name}, {accuracy:.1%} of {len(some)} validation images right")
 
 
 def simple_answers(x_train, y_train, x_val, y_val):
@@ -383,9 +383,9 @@ def build_cnn(x_train, num_classes):
         model.add(layer)  # (32, 32, 3), only in training
     normalization = normalization_layer(x_train)
     model.add(normalization)  # (32, 32, 3)
-    # A filter of 2x2 has 31 places side by side in 32 pixels.
     if WHITENING:
-        model.add(whitening_layer(normalization(every_kth(x_train, 3_000_000))))  # (31, 31, 24)
+        some_images = normalization(every_kth(x_train, 3_000_000))
+        model.add(whitening_layer(some_images))  # (31, 31, 24): 31 places for 2 pixels in 32
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
     model.add(layers.Flatten())  # (1728,): the maps, one after the other
@@ -471,8 +471,8 @@ def add_block(model, filters, name):
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
     first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024).
     """
-    # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
     with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
+    # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (h, w, filters)
     model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), from here on
     if BATCH_NORMALIZATION:
@@ -490,9 +490,9 @@ def batch_normalization_layer():
     Then it multiplies each map by a learned scale (gamma) and adds a learned offset (beta). With
     numbers of a steady size, larger steps are safe and the network learns faster (Ioffe and
     Szegedy, 2015): +3.0 points, and +2.9 by the larger steps (a LEARNING_RATE of 0.004, not 0.001).
-    In a test an answer must not depend on the other images: the layer then uses the
-    averages of the last training batches. Momentum 0.6 keeps 60 % of the old average at each step,
-    so only the last few batches count.
+    In a test an answer must not depend on the other images: the layer then uses the averages of the
+    last training batches. Momentum 0.6 keeps 60 % of the old average at each step, so only the last
+    few batches count.
     """
     return layers.BatchNormalization(momentum=0.6)
 
@@ -614,16 +614,15 @@ def make_optimizer(learning_rate, weight_decay):
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
     stay large: +1.2 points? The older way adds the sum of the squared weights to the loss. Then the
     decay is a part of the gradient, and Adam divides it, too: weights with large gradients would
-    hardly decay. Here it is taken off the weight directly ("decoupled" weight
-    decay; Loshchilov and Hutter, 2019).
+    hardly decay. Here it is taken off the weight directly ("decoupled" weight decay; Loshchilov and
+    Hutter, 2019).
     """
     if OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
     else:
         optimizer = keras.optimizers.SGD(
             learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
-    # Offsets (bias, beta) and scales (gamma) are few and do not learn images by heart: no decay for
-    # them.
+    # Offsets (bias, beta) and scales (gamma) are few and do not learn images by heart: no decay.
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
 
@@ -1291,9 +1290,8 @@ def draw_first_filters(figure, model, image, said):
     rows, columns = first.kernel_size
     if first.name == "whitening":
         kernels = kernels[:len(kernels) // 2]  # the second half is the first one, negated
-        text = (f"The first layer ({first.name}): {len(kernels)} filters of "
-                f"{rows} x {columns} pixels, "
-                "computed, not learned (each is there a second time, negated)")
+        text = (f"The first layer ({first.name}): {len(kernels)} filters of {rows} x {columns} "
+                "pixels, computed, not learned (each is there a second time, negated)")
     else:
         text = (f"The first convolution: {len(kernels[:24])} of its {len(kernels)} filters of "
                 f"{rows} x {columns} pixels, learned")
@@ -1316,8 +1314,7 @@ def draw_block(figure, layer, filters, maps, patches, sees):
     """
     figure.suptitle(
         f"{layer.name}: those {len(filters)} of its {layer.output.shape[-1]} filters that answer "
-        "most "
-        f"strongly to the test image at the top. One answer sees {sees}.", fontsize=11)
+        f"most strongly to the test image at the top. One answer sees {sees}.", fontsize=11)
     axes = figure.subplots(2, 6)
     for axis in axes.ravel():
         axis.set_axis_off()
@@ -1340,8 +1337,8 @@ def save_model(model, class_names, about, folder):
     """Write model.keras: the network, its weights and the names of its classes, in one file.
 
     The file is a zip. Keras ignores the two members that are added to it: class_names.json, and
-    about.json with what other pictures need to be prepared as the training images were (see chapter
-    8).
+    about.json with what other pictures need to be prepared as the training images were (see
+    about_the_images in chapter 9).
     """
     model.save(folder / "model.keras")
     with zipfile.ZipFile(folder / "model.keras", "a") as file:
@@ -1394,10 +1391,8 @@ def predict_pictures(words):
     folder = pathlib.Path(OUTPUT_DIR, title_of_dataset())
     model, class_names, about = load_trained_model(folder)
     paths, missing = expand_pictures(words)
-    file_names = [readable(path)[-20:] for path in paths]
-    # As one text, with a letter between them that no file name has.
-    names, all_names = texts_for_pictures(class_names, "\0".join(file_names))
-    file_names = all_names.split("\0")
+    ends_of_paths = [readable(path)[-20:] for path in paths]
+    names, file_names = texts_for_pictures(class_names, ends_of_paths)
     images = []
     titles = []
     for path, file_name in zip(paths, file_names):
@@ -1409,7 +1404,8 @@ def predict_pictures(words):
         if np.ptp(image) < 4:
             warn(f"{readable(path)} is of one shade when it is brought to the range of the "
                  "training pictures: the answer says nothing.")
-        probabilities = model.predict(image[np.newaxis], verbose=0)[0]  # (number of classes,)
+        batch_of_one = image[np.newaxis]  # (1, height, width, channels)
+        probabilities = predict(model, batch_of_one)[0]  # (number of classes,)
         likeliest = probabilities.argsort()[::-1][:3]
         answers = [f"{class_names[i]} {probabilities[i]:.1%}" for i in likeliest]
         print(f"{readable(path)}: {', '.join(answers)}")
@@ -1440,8 +1436,8 @@ def load_trained_model(folder):
              f"first run --dataset {DATASET} alone.")
     if about["dataset"] != resolved_dataset(DATASET):
         stop(f"--predict: the model in {folder} was trained on another data set, "
-             f"{about['dataset']}: "
-             f"name it with --dataset, or name the folder of your own model with --output-dir.")
+             f"{about['dataset']}: name it with --dataset, or name the folder of your own model "
+             "with --output-dir.")
     return model, class_names, about
 
 
@@ -1756,7 +1752,7 @@ def looks_white_on_black(x_train):
     """
     if x_train.shape[3] != 1:
         return False
-    some = x_train[:10_000, :, :, 0]  # 10,000 images are enough for a share
+    some = sample_of_drawings(x_train)
     border = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
     has_dark_border = np.median(border, axis=1) < 25
     # What is cut out, enlarged and made as bright as white loses its size and its brightness. So
@@ -1783,12 +1779,20 @@ def ink_share(x_train):
 def ink_sizes(x_train):
     """Return the longer side of the ink's bounding box as a share of the image's side, (number,).
 
-    x_train: uint8 (number, height, width, 1); of at most 10,000 images.
+    x_train: uint8 (number of images, height, width, 1); number: of sample_of_drawings.
     """
-    has_ink = x_train[:10_000, :, :, 0] > INK
+    has_ink = sample_of_drawings(x_train) > INK
     heights = extent(has_ink.any(axis=2))
     widths = extent(has_ink.any(axis=1))
     return np.maximum(heights / x_train.shape[1], widths / x_train.shape[2])
+
+
+def sample_of_drawings(x_train):
+    """Return every k-th of many images, (number, height, width): of 28x28 pixels, 10,000 or more.
+
+    Not the first ones: those of one's own folder are sorted by class.
+    """
+    return every_kth(x_train[..., 0], 8_000_000)
 
 
 def extent(is_set):
@@ -2008,9 +2012,9 @@ def class_folders(folder, least=1):
             stop(f"--dataset {shown}: found pictures in {readable(deeper)}/*: "
                  f"did you mean --dataset {readable(deeper)}?")
         if files_of:
-            only = readable([*files_of][0].name)
-            stop(f"--dataset {shown} has too few classes: {only} is the only folder with pictures "
-                 f"in it. Put the pictures of each class into a folder of their own.")
+            [only] = files_of  # two are wanted, and there are some: so there is one
+            stop(f"--dataset {shown} has too few classes: {readable(only.name)} is the only folder "
+                 f"with pictures in it. Put the pictures of each class into a folder of their own.")
         if folders:
             names = ", ".join(readable(path.name) for path in folders[:5])
             stop(f"--dataset {shown} has too few classes: no pictures in its folders ({names}).")
@@ -2034,10 +2038,11 @@ def class_folders_of_part(folder, train_folder):
 
 def unique_class_names(folder_names):
     """Return {folder name: class name}: readable, and different where the folders differ."""
-    # Those that are readable as they are come first, and keep their names.
-    in_order = sorted(set(folder_names), key=lambda name: (readable(name) != name, name))
+    different = sorted(set(folder_names))
+    readable_ones = [name for name in different if readable(name) == name]
+    others = [name for name in different if readable(name) != name]
     class_name_of = {}
-    for folder_name in in_order:
+    for folder_name in readable_ones + others:  # the readable ones first: they keep their names
         class_name = readable(folder_name)
         while class_name in class_name_of.values():
             class_name += " (2)"
@@ -2572,7 +2577,9 @@ def write_phone_model(model, class_names, x_test, path):
     file takes raw pixels 0 to 255, (1, height, width, channels) float32, and gives (1, classes).
     Returns True if the file was kept. It never ends the run: a failure is one sentence on stderr.
     """
-    images = x_test[:PHONE_IMAGES]
+    # From all parts of the array: the test images of one's own folder are sorted by class.
+    places = np.linspace(0, len(x_test) - 1, min(PHONE_IMAGES, len(x_test))).astype(int)
+    images = x_test[places]
     labels = labels_text(class_names)
     try:
         with quiet_stderr():
@@ -3079,6 +3086,9 @@ def check_image_size(size):
              f"{allowed_blocks} numbers, as each block halves the image and 2x2 must remain.")
 
 
+# %% Machinery: the networks that know ImageNet, and copies of what Keras downloads
+
+
 def preprocessing_layers(channels):
     """Return layers that give MODEL such numbers as it was trained with, as its preprocess_input.
 
@@ -3200,6 +3210,9 @@ def where_to_put_a_copy(error):
     place = home / "datasets" / file_names[DATASET]
     return (f"{DATASET} could not be loaded from {addresses[DATASET]} ({error}): put a copy of the "
             f"file at {place}, or run --dataset digits, which needs no download.")
+
+
+# %% Machinery: the name of the data set
 
 
 def title_of_dataset():
@@ -3427,8 +3440,8 @@ def record_experiment(settings, results, fingerprint):
     """Add a row for this run to OUTPUT_DIR/experiments.csv, and compare it with earlier rows.
 
     results: by name, among them validation_accuracy (0 to 1) and validation_images (a number).
-    fingerprint: of the data. If the table can't be read or written, as
-    while Excel has it open, the row waits in a file of its own for the next run.
+    fingerprint: of the data. If the table can't be read or written, as while Excel has it open, the
+    row waits in a file of its own for the next run.
     """
     table = pathlib.Path(OUTPUT_DIR, "experiments.csv")
     waiting = pathlib.Path(OUTPUT_DIR, "experiments_waiting.csv")
@@ -3605,22 +3618,23 @@ def choose_font(texts):
     return lacking
 
 
-def texts_for_pictures(class_names, other_text):
-    """Return class names and another text as pictures show them; choose the fonts for both.
+def texts_for_pictures(class_names, other_texts):
+    """Return class names and other texts as pictures show them; choose the fonts for both.
 
-    Class names: shorter, where they are long; numbers, if no font has their letters. In the other
-    text, each letter that no font has becomes "?".
+    class_names, other_texts: lists of str. Class names: shorter, where they are long; numbers, if
+    no font has their letters. In the other texts, each letter that no font has becomes "?".
     """
-    other_text = readable_name(os.fsencode(other_text))
-    lacking = choose_font([*class_names, other_text])
-    shown_text = "".join("?" if letter in lacking else letter for letter in other_text)
+    other_texts = [readable_name(os.fsencode(text)) for text in other_texts]
+    lacking = choose_font([*class_names, *other_texts])
+    question_marks = {ord(letter): "?" for letter in lacking}
+    shown_texts = [text.translate(question_marks) for text in other_texts]
     if lacking.isdisjoint("".join(class_names)):
-        return short_names(class_names), shown_text
+        return short_names(class_names), shown_texts
     warn("No font of this machine has the letters of the class names: the pictures show numbers "
          "instead. To see names, install the fonts Noto Sans (CJK).")
     for number, name in enumerate(class_names):
         print(f"In the pictures, {number} is {name}")
-    return [str(number) for number in range(len(class_names))], shown_text
+    return [str(number) for number in range(len(class_names))], shown_texts
 
 
 def short_names(class_names, longest=16):

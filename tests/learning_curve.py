@@ -3,12 +3,15 @@
     python tests/learning_curve.py                             # 26 runs, some hours on two cores
     python tests/learning_curve.py --per-class 20 100          # these numbers of pictures only
     python tests/learning_curve.py --per-class 20 --seeds 0    # a look: two runs
+    python tests/learning_curve.py --photos                    # a folder of 120 photos: six runs
+    python tests/learning_curve.py --fine-tune 3 --per-class 200    # does fine-tuning pay?
 
 Each run is the script's own command, as a process of its own. It is given the first 5, 20, 100 or
 200 training images of each class of CIFAR-10 in an .npz file, with 200 test images of each class,
 always the same. As always, the script holds a tenth of the training images back for validation (of
 5, one in five). "all" is `--dataset cifar10` with its own settings, its 50,000 training and 10,000
-test images; it is run with seed 0 only, if --seeds says nothing else.
+test images; it is run with seed 0 only, if --seeds says nothing else. The photos are 40 birds, 40
+cats and 40 horses of CIFAR-10, saved as JPEGs of 256x256 pixels in folders, as one's own would be.
 
 What is done is kept in outputs/benchmark/learning_curve.json, so a call that was cut off goes on
 where it ended when it is given again. Prints a table in markdown with mean and range over the
@@ -26,6 +29,7 @@ import time
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from ablation import keep, print_table, read_kept, script_hash
 
@@ -42,6 +46,7 @@ CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer",
 PER_CLASS = ["5", "20", "100", "200", "all"]
 ALL_PER_CLASS = 5000  # training images of each class in CIFAR-10
 TEST_PER_CLASS = 200
+PHOTOS_PER_CLASS = 40
 
 
 # %% The pictures
@@ -58,6 +63,19 @@ def write_first_images(per_class, path):
         x_test=x_test[test], y_test=names[y_test.ravel()[test]])
 
 
+def write_photos(folder):
+    """Write a folder of photos: the first birds, cats and horses of CIFAR-10 as large JPEGs."""
+    from keras.datasets import cifar10
+
+    (x_train, y_train), _ = cifar10.load_data()
+    for name in ("bird", "cat", "horse"):
+        (folder / name).mkdir(parents=True)
+        places = np.flatnonzero(y_train.ravel() == CLASS_NAMES.index(name))
+        for i in range(PHOTOS_PER_CLASS):
+            photo = Image.fromarray(x_train[places[i]]).resize((256, 256))
+            photo.save(folder / name / f"{i}.jpg", quality=92)
+
+
 def first_of_each_class(labels, number):
     """Return the places of the first images of each class, in the order of the data set.
 
@@ -68,25 +86,30 @@ def first_of_each_class(labels, number):
 
 
 # %% Running, and keeping what is done
-def measure(per_class_words, seeds, kept):
+def measure(per_class_words, seeds, fine_tune, kept):
     """Run what is missing; return a table (pandas DataFrame), one row for each run that succeeded.
 
-    per_class_words: "5", "20", ... or "all". seeds: list of int, or None for the usual ones.
-    kept: path of the JSON file. Columns: model, per_class, seed, and what run_script returns.
+    per_class_words: "5", "20", ... or "all" or "photos". seeds: list of int, or None for the usual
+    ones. fine_tune: epochs of it, for mobilenet_v2. kept: path of the JSON file. Columns: model,
+    per_class, seed, and what run_script returns.
     """
+    numbers = {"all": ALL_PER_CLASS, "photos": PHOTOS_PER_CLASS}
     found = []
     for word in per_class_words:
         for seed in seeds or usual_seeds(word):
             for model in MODELS:
-                key = f"{word} of each class, --model {model} --seed {seed}"
+                flags = ["--model", model, "--seed", str(seed)]
+                if fine_tune and model != "cnn":
+                    flags += ["--fine-tune", str(fine_tune)]
+                key = f"{word} of each class, {' '.join(flags)}"
                 record = read_kept(kept).get(key)
                 if record is None:
                     print(key, flush=True)
-                    record = run_with(word, ["--model", model, "--seed", str(seed)])
+                    record = run_with(word, flags)
                     if record is not None:
                         keep(kept, key, record)
                 if record is not None:
-                    per_class = ALL_PER_CLASS if word == "all" else int(word)
+                    per_class = numbers.get(word) or int(word)
                     found.append({"model": model, "per_class": per_class, "seed": seed, **record})
     return pd.DataFrame(found)
 
@@ -103,8 +126,12 @@ def run_with(per_class_word, flags):
     with tempfile.TemporaryDirectory() as folder:
         if per_class_word == "all":
             return run_script(["--dataset", "cifar10", *flags], pathlib.Path(folder, "outputs"))
-        path = pathlib.Path(folder, "first_images.npz")
-        write_first_images(int(per_class_word), path)
+        if per_class_word == "photos":
+            path = pathlib.Path(folder, "photos")
+            write_photos(path)
+        else:
+            path = pathlib.Path(folder, "first_images.npz")
+            write_first_images(int(per_class_word), path)
         all_flags = ["--dataset", str(path), "--mirror", *flags]  # for cifar10, --mirror is on
         return run_script(all_flags, pathlib.Path(folder, "outputs"))
 
@@ -240,7 +267,7 @@ def draw_learning_curve(summary, path):
     numbers = sorted(summary["per_class"].unique())
     bottom.set_xticks(numbers, [name_of_number(number) for number in numbers])
     bottom.tick_params(axis="x", which="minor", bottom=False)
-    bottom.set_xlabel("training pictures of each of the 10 classes\n(equal widths are equal factors)")
+    bottom.set_xlabel("training pictures of each of 10 classes\n(equal widths are equal factors)")
     figure.suptitle("CIFAR-10: how many pictures does it take?")
     figure.savefig(path, dpi=120)
     print("In", os.path.relpath(path))
@@ -254,14 +281,20 @@ def main():
                              f"{' '.join(PER_CLASS)})")
     parser.add_argument("--seeds", type=int, nargs="+",
                         help="0 1 2 if not given, and for all pictures 0")
+    parser.add_argument("--photos", action="store_true", help="photos in folders, and no picture")
+    parser.add_argument("--fine-tune", type=int, default=0, metavar="EPOCHS",
+                        help="of mobilenet_v2 (0 if not given); draws no picture")
     given = parser.parse_args()
+    if given.photos:
+        given.per_class = ["photos"]
     for word in given.per_class:
-        if word != "all" and not (word.isdecimal() and 3 <= int(word) <= ALL_PER_CLASS):
+        is_number = word.isdecimal() and 3 <= int(word) <= ALL_PER_CLASS
+        if word not in ("all", "photos") and not is_number:
             parser.error(f"--per-class can't be {word}: it takes numbers from 3 to 5000, or all")
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     kept = RESULTS / "learning_curve.json"
-    found = measure(given.per_class, given.seeds, kept)
+    found = measure(given.per_class, given.seeds, given.fine_tune, kept)
     if found.empty:
         raise SystemExit("learning_curve.py: no run succeeded, see the warnings above.")
     if set(found["script"]) != {script_hash()}:
@@ -269,7 +302,8 @@ def main():
               f"{os.path.relpath(kept)} to measure all anew.", file=sys.stderr)
     summary = summarize(found)
     print_summary(summary)
-    draw_learning_curve(summary, RESULTS / "learning_curve.png")
+    if not given.photos and not given.fine_tune:
+        draw_learning_curve(summary, RESULTS / "learning_curve.png")
 
 
 if __name__ == "__main__":

@@ -179,11 +179,11 @@ def test_short_names_stay_different(names):
 def test_letters_that_no_font_has_become_numbers(capsys):
     names = ["\U000e0100\u4e01\ufdd0", "b"]  # a letter that exists in no font
     lacking = script.choose_font(names)
-    shown, title = script.texts_for_pictures(names, "cats \u4e01")
+    shown, [title] = script.texts_for_pictures(names, ["cats \u4e01"])
     if lacking:
         assert shown == ["0", "1"] and "numbers" in capsys.readouterr().err
         assert title in ("cats ?", "cats \u4e01")  # where a font has it
-    assert script.texts_for_pictures(["cat", "dog"], "pets") == (["cat", "dog"], "pets")
+    assert script.texts_for_pictures(["cat", "dog"], ["pets"]) == (["cat", "dog"], ["pets"])
     assert script.plt.rcParams["font.family"] == ["DejaVu Sans"]
 
 
@@ -191,7 +191,7 @@ def test_letters_that_no_font_has_become_numbers(capsys):
 def test_title_of_a_folder_whose_name_is_not_utf_8(raw, shown):
     import os
 
-    _, title = script.texts_for_pictures(["a"], os.fsdecode(raw))
+    _, [title] = script.texts_for_pictures(["a"], [os.fsdecode(raw)])
     assert title == shown or title == "?" * len(shown)
     figure = script.plt.figure()
     figure.suptitle(title)

@@ -244,3 +244,19 @@ def test_pretrained_network(part, tmp_path, capfd):
     assert part.write_phone_model(model, ["a", "b", "c"], images, tmp_path / "model.tflite")
     printed = capfd.readouterr()
     assert printed.err == "" and "20 of 20" in printed.out
+
+
+def test_it_is_checked_with_images_of_all_classes(part, model, tmp_path, monkeypatch):
+    seen = []
+    for name in ("export_in_16_bits", "add_metadata", "add_labels"):
+        monkeypatch.setattr(part, name, lambda *_: None)
+
+    def answers_of_keras(_, images):
+        seen.extend(images)
+        return model.predict(images, verbose=0)
+
+    monkeypatch.setattr(part, "phone_answers", answers_of_keras)
+    sorted_by_class = np.repeat(np.arange(200, dtype="uint8"), 3)[:, None, None, None]
+    sorted_by_class = sorted_by_class * np.ones((1, 8, 8, 1), "uint8")
+    assert part.write_phone_model(model, list("0123456789"), sorted_by_class, tmp_path / "m.tflite")
+    assert len(seen) == part.PHONE_IMAGES and np.min(seen) == 0 and np.max(seen) == 199

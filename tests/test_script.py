@@ -241,7 +241,7 @@ def test_fashion_mnist_from_copies_put_where_keras_looks(settings, fashion_folde
     settings(DATASET="fashion_mnist")
     *parts, class_names, about = script.load_data()
     assert [x.shape for x, _ in parts] == [(270, 28, 28, 1), (30, 28, 28, 1), (100, 28, 28, 1)]
-    assert class_names[9] == "Ankle boot" and "white_on_black" in about
+    assert class_names[9] == "Ankle boot" and about["dataset"] == "fashion_mnist"
     for images, labels in parts:
         assert images.dtype == "uint8"
         assert (images.mean(axis=2)[range(len(labels)), 2 * labels, 0] > 150).all()
@@ -417,6 +417,23 @@ def test_dark_images_whose_size_or_brightness_counts_are_no_drawings(kind):
     for i, image in enumerate(images):
         side = 4 + i % 2 * 12 if kind == "sizes" else 12
         image[4:4 + side, 4:4 + side] = 250 if kind == "sizes" else 120 + i % 2 * 130
+    assert not script.looks_white_on_black(images)
+
+
+def test_simple_answers_see_all_classes_of_a_sorted_part(monkeypatch):
+    seen = []
+    monkeypatch.setattr(script, "simple_answers", lambda _x, _y, x, y: seen.extend(y) or {})
+    x = np.zeros((12_000, 1, 1, 1), "uint8")
+    y = np.arange(12_000) // 4000
+    script.describe_data(x, y, x, y, x, ["a", "b", "c"])
+    assert len(seen) == 5000 and min(np.bincount(seen, minlength=3)) > 1500
+
+
+def test_drawings_are_not_told_by_the_first_class_alone():
+    images = np.zeros((20_000, 28, 28, 1), "uint8")
+    images[:, 4:24, 4:24] = 250
+    assert script.looks_white_on_black(images)
+    images[10_000:] = 255 - images[10_000:]
     assert not script.looks_white_on_black(images)
 
 
