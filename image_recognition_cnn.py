@@ -68,8 +68,9 @@ FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # one 
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
 BATCH_NORMALIZATION = True  # bring the numbers between the layers to a steady mean and spread
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
-DENSE_UNITS = 128  # neurons of the hidden dense layer, 1 or more
-DROPOUT = 0.2  # share of the numbers before the last layer set to 0 in a step, from 0 to below 1
+GLOBAL_POOLING = dict(cifar10=True, others=False)  # ask what is in the image, but not where
+DENSE_UNITS = dict(cifar10=0, others=128)  # neurons of the hidden dense layer, or 0: no such layer
+DROPOUT = dict(cifar10=0, others=0.2)  # share of numbers set to 0 in a step, from 0 to below 1
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=8, others=30)  # passes over the images
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
@@ -388,11 +389,16 @@ def build_cnn(x_train, num_classes):
         model.add(whitening_layer(some_images))  # (31, 31, 24): 31 places for 2 pixels in 32
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
-    model.add(layers.Flatten())  # (1728,): the maps, one after the other
-    model.add(layers.Dense(DENSE_UNITS, activation="relu"))  # (128,)
-    # Dropout sets a share of the numbers to 0 in each step, so that no neuron relies on a single
-    # other one. It is meant for long trainings; in three epochs it costs: -1.2 points?
-    model.add(layers.Dropout(DROPOUT))  # (128,), only in training
+    # Global pooling: of each whole map only the largest number stays. It matters whether a pattern
+    # was found, and not where. Such a network needs no hidden dense layer: +X points without one.
+    if GLOBAL_POOLING:
+        model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192)
+    model.add(layers.Flatten())  # (192,): all numbers in one row
+    if DENSE_UNITS > 0:
+        model.add(layers.Dense(DENSE_UNITS, activation="relu"))  # (DENSE_UNITS,)
+    # Dropout sets a share of the numbers to 0 in each step, so that the answer relies on no single
+    # one (Srivastava et al., 2014). It is meant for long trainings.
+    model.add(layers.Dropout(DROPOUT))  # (192,), only in training
     model.add(layers.Dense(num_classes, activation="softmax", dtype="float32"))  # (10,)
     if IDENTITY_START:
         start_as_identity(model)
@@ -981,11 +987,11 @@ def commonest_mistake(counts, class_names):
     if not mistakes.any():
         return "No mistake"
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    words = (f"Commonest mistake: {class_names[true]} taken for {class_names[predicted]}, "
+    words = (f"Commonest mistake: {class_names[true]} taken for {class_names[predicted]},\n"
              f"{mistakes[true, predicted]} of {counts[true].sum():,} times")
     equal = int((mistakes == mistakes.max()).sum())
     if equal > 1:
-        words += f" (first of {equal} equally common)"
+        words += f"\n(first of {equal} equally common)"
     return words
 
 
@@ -1059,9 +1065,9 @@ def draw_sample_predictions(x, y, probabilities, class_names, title, path):
     float.
     """
     chosen = choose_samples(y, probabilities)
-    headline = f"{title}: test images. "
-    headline += "Above each: what the network says, how sure it is, and what is true"
-    headline += "\n" + count_of_mistakes(y, probabilities, chosen)
+    headline = (f"{title}: test images\n"
+                "Above each: what the network says, how sure it is, and what is true\n"
+                + count_of_mistakes(y, probabilities, chosen))
     figure, _ = draw_grid(x[chosen], y[chosen], probabilities[chosen], class_names, headline)
     figure.savefig(path, dpi=120)
     return figure
@@ -1083,7 +1089,7 @@ def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
     surest = wrong[confidence[wrong].argsort()[::-1][:30]]
-    headline = (f"{title}: the {len(surest)} wrong answers of which the network was surest "
+    headline = (f"{title}: the {len(surest)} wrong answers of which the network was surest\n"
                 f"(of {len(wrong):,} mistakes in {len(y):,} test images)\n"
                 "Above each: what the network says, how sure it is, and what is true. "
                 "Is it always the network that is wrong?")
@@ -1141,10 +1147,9 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     heats = [occlusion_map(model, x[i], probabilities[i].argmax(), square, stride) for i in chosen]
     deepest = max(0.1, np.max(heats))  # one scale for all images
 
-    headline = (f"{title}: where it looks. A square of {square} x {square} pixels in the image's "
-                "mean colour covers one part after the other.\n"
-                "Yellow: with this part covered, the network is much less sure of the answer above "
-                "the image. (The image itself is in grey.)\n"
+    headline = (f"{title}: where it looks\nA square of {square} x {square} pixels in the image's mean "
+                "colour covers one part after the other.\n"
+                "Yellow, on the image in grey: with this part covered, the network is much less sure.\n"
                 "No yellow anywhere: no part alone decides, or it was not sure anyway.\n"
                 + count_of_mistakes(y, probabilities, chosen))
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
@@ -2770,7 +2775,8 @@ setting_rules = {
     "BATCH_NORMALIZATION": (bool, None),
     "WHITENING": (bool, None),
     "IDENTITY_START": (bool, None),
-    "DENSE_UNITS": (int, pd.Interval(1, np.inf, "left")),
+    "GLOBAL_POOLING": (bool, None),
+    "DENSE_UNITS": (int, pd.Interval(0, np.inf, "left")),
     "DROPOUT": (float, pd.Interval(0, 1, "left")),
     "MODEL": (str, ["cnn", "mobilenet_v2", "vgg16", "resnet50"]),
     "PRETRAINED_SIZE": (int, pd.Interval(32, 512, "both")),
@@ -3622,9 +3628,10 @@ def texts_for_pictures(class_names, other_texts):
     """Return class names and other texts as pictures show them; choose the fonts for both.
 
     class_names, other_texts: lists of str. Class names: shorter, where they are long; numbers, if
-    no font has their letters. In the other texts, each letter that no font has becomes "?".
+    no font has their letters. The other texts: at most 24 letters; each letter that no font has
+    becomes "?".
     """
-    other_texts = [readable_name(os.fsencode(text)) for text in other_texts]
+    other_texts = [shortened(readable_name(os.fsencode(text)), 24) for text in other_texts]
     lacking = choose_font([*class_names, *other_texts])
     question_marks = {ord(letter): "?" for letter in lacking}
     shown_texts = [text.translate(question_marks) for text in other_texts]
@@ -3635,6 +3642,13 @@ def texts_for_pictures(class_names, other_texts):
     for number, name in enumerate(class_names):
         print(f"In the pictures, {number} is {name}")
     return [str(number) for number in range(len(class_names))], shown_texts
+
+
+def shortened(text, longest):
+    """Return a text with at most `longest` letters, "…" in place of those behind."""
+    if len(text) <= longest:
+        return text
+    return text[:longest - 1] + "…"
 
 
 def short_names(class_names, longest=16):

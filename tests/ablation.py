@@ -44,7 +44,8 @@ TRICKS = [
     ("augmentation: shifted and mirrored", ["--no-augmentation"]),
     ("weight decay", ["--weight-decay", "0"]),
     ("label smoothing", ["--label-smoothing", "0"]),
-    ("dropout: the default recipe", ["--dropout", "0"]),
+    ("global pooling, no hidden dense layer: the default recipe",
+     ["--no-global-pooling", "--dense-units", "128"]),
 ]
 
 # One change each, added to the short command.
@@ -55,6 +56,9 @@ EXPERIMENTS = [
     ["--schedule", "constant"],
     ["--no-identity-start"],
     ["--no-whitening"],
+    ["--no-global-pooling"],
+    ["--no-global-pooling", "--dense-units", "128"],
+    ["--dropout", "0.5"],
     ["--optimizer", "sgd"],
     ["--learning-rate", "0.04"],
     ["--learning-rate", "0.0004"],

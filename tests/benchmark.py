@@ -289,13 +289,12 @@ def pytorch_speeds(settings):
     def learned(model):
         return [weights for weights in model.parameters() if weights.requires_grad]
 
-    ours = network(settings["FILTERS"], nn.ReLU, [
-        nn.Flatten(),
-        nn.LazyLinear(settings["DENSE_UNITS"]),
-        nn.ReLU(),
-        nn.Dropout(settings["DROPOUT"]),
-        nn.Linear(settings["DENSE_UNITS"], 10),
-    ])
+    head = [nn.AdaptiveMaxPool2d(1)] if settings["GLOBAL_POOLING"] else []
+    head.append(nn.Flatten())
+    if settings["DENSE_UNITS"] > 0:
+        head += [nn.LazyLinear(settings["DENSE_UNITS"]), nn.ReLU()]
+    head += [nn.Dropout(settings["DROPOUT"]), nn.LazyLinear(10)]
+    ours = network(settings["FILTERS"], nn.ReLU, head)
     optimizer = torch.optim.AdamW(learned(ours), 1e-6)
     contests = {"ours in PyTorch": contest(ours, optimizer, settings["BATCH_SIZE"])}
     if settings["DATASET"] == "cifar10":

@@ -247,7 +247,7 @@ def imported(path):
 
 
 def test_a_setting_of_ones_own_in_the_block_is_named(tmp_path, capsys):
-    module = imported(edited(tmp_path, ("DROPOUT = 0.2", "DROPUOT = 0.5  # mine\nDROPOUT = 0.2")))
+    module = imported(edited(tmp_path, ("DROPOUT = dict", "DROPUOT = 0.5  # mine\nDROPOUT = dict")))
     with one_sentence(capsys, "DROPUOT", "Did you mean DROPOUT?"):
         module.read_settings()
 
@@ -278,7 +278,7 @@ def test_help_lists_every_setting_with_its_meaning_also_with_a_percent_sign(
         for name, meaning in lines:
             assert meaning in printed, name
         assert ("20 % of %(prog)s of %s neurons" in printed) == text_is_there
-        assert ("neurons of the hidden dense layer, 1 or more" in printed) == text_is_there
+        assert ("neurons of the hidden dense layer, or 0: no such layer" in printed) == text_is_there
         assert "'mnist': 4" in printed
 
 
@@ -697,7 +697,7 @@ def test_changed_nothing_is_true(outputs, monkeypatch, capsys):
 def test_script_hash_is_of_the_code_and_not_of_the_settings(tmp_path):
     original = script.script_hash()
     assert len(original) == 8 and original != "unknown"
-    path = edited(tmp_path, ("DROPOUT = 0.2", "DROPOUT = 0.5"))
+    path = edited(tmp_path, ("SHIFT = dict(digits=1, others=2)", "SHIFT = 3"))
     assert imported(path).script_hash() == original
     path = edited(tmp_path, ("return float(interval.low)", "return float(interval.low) + 0"))
     module = imported(path)

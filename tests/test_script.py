@@ -61,6 +61,9 @@ def tricks_in(model, schedule):
         found.add("AUGMENTATION")
     if keras.layers.RandomFlip in kinds:
         found.add("MIRROR")
+    flatten = next(layer for layer in model.layers if isinstance(layer, keras.layers.Flatten))
+    if flatten.input.shape[1:3] == (1, 1):
+        found.add("GLOBAL_POOLING")
     if not isinstance(schedule, float):
         found.add("SCHEDULE")
     return found
@@ -74,12 +77,13 @@ def eagerly():
     script.tf.config.run_functions_eagerly(False)
 
 
-TRICKS = {"WHITENING", "BATCH_NORMALIZATION", "IDENTITY_START", "AUGMENTATION", "MIRROR", "SCHEDULE"}
+TRICKS = {"WHITENING", "BATCH_NORMALIZATION", "IDENTITY_START", "AUGMENTATION", "MIRROR",
+          "GLOBAL_POOLING", "SCHEDULE"}
 
 
 @pytest.mark.parametrize("off", [
     set(), {"WHITENING"}, {"BATCH_NORMALIZATION"}, {"IDENTITY_START"}, {"AUGMENTATION", "MIRROR"},
-    {"MIRROR"}, {"SCHEDULE"}], ids=lambda off: "-".join(sorted(off)) or "none")
+    {"MIRROR"}, {"GLOBAL_POOLING"}, {"SCHEDULE"}], ids=lambda off: "-".join(sorted(off)) or "none")
 def test_each_trick_can_be_switched_off(settings, no_pictures, eagerly, tmp_path, off):
     values = {name: name not in off for name in TRICKS - {"SCHEDULE"}}
     if "AUGMENTATION" in off:
@@ -97,6 +101,16 @@ def test_each_trick_can_be_switched_off(settings, no_pictures, eagerly, tmp_path
         assert 0.001 < rates[0] < 0.004 and rates[1] == pytest.approx(0, abs=1e-7)
     whitening = [layer for layer in model.layers if layer.name == "whitening"]
     assert all(not layer.trainable for layer in whitening)
+
+
+@pytest.mark.parametrize("units, number", [(0, 1), (16, 2)])
+def test_hidden_dense_layer_can_be_left_out(settings, units, number):
+    settings(DENSE_UNITS=units, FILTERS=[8])
+    x = digits_test_part()[0]
+    model = script.build_model(x, 10)
+    dense = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
+    assert len(dense) == number and dense[-1].units == 10
+    assert script.predict(model, x[:5]).shape == (5, 10)
 
 
 def test_learning_rate_schedules(settings):
