@@ -389,15 +389,16 @@ def build_cnn(x_train, num_classes):
         model.add(whitening_layer(some_images))  # (31, 31, 24): 31 places for 2 pixels in 32
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
-    # Global pooling: of each whole map only the largest number stays. It matters whether a pattern
-    # was found, and not where. Such a network needs no hidden dense layer: +X points without one.
+    # Global pooling: of each whole map only the largest number stays. It says whether the pattern
+    # was found, and not where. That suits photos, and then no hidden dense layer is needed:
+    # +X points. Digits stand in the middle of the image. There, the place says a lot.
     if GLOBAL_POOLING:
         model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192)
     model.add(layers.Flatten())  # (192,): all numbers in one row
     if DENSE_UNITS > 0:
         model.add(layers.Dense(DENSE_UNITS, activation="relu"))  # (DENSE_UNITS,)
     # Dropout sets a share of the numbers to 0 in each step, so that the answer relies on no single
-    # one (Srivastava et al., 2014). It is meant for long trainings.
+    # one. It is meant for trainings of many epochs.
     model.add(layers.Dropout(DROPOUT))  # (192,), only in training
     model.add(layers.Dense(num_classes, activation="softmax", dtype="float32"))  # (10,)
     if IDENTITY_START:
@@ -958,7 +959,8 @@ def draw_confusion_matrix(counts, class_names, title, path):
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
     texts = np.full(counts.shape, "", dtype=object)
     for true, predicted in np.argwhere(counts + np.eye(number)):  # on the diagonal also a 0
-        texts[true, predicted] = f"{counts[true, predicted]}\n{shares[true, predicted]:.1%}"
+        share = f"{shares[true, predicted]:.1%}".replace("100.0%", "100%")  # the cells are narrow
+        texts[true, predicted] = f"{counts[true, predicted]}\n{share}"
     side = np.clip(3 + 0.6 * number, 6.5, 22)  # inches
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     names_shown = True if number <= 100 else "auto"  # auto: as many names as there is room for
@@ -1076,9 +1078,11 @@ def draw_sample_predictions(x, y, probabilities, class_names, title, path):
 def count_of_mistakes(labels, probabilities, chosen):
     """Return in words how many of all mistakes are among the chosen images."""
     is_wrong = probabilities.argmax(axis=1) != labels
+    shown = is_wrong[chosen].sum()
+    mistakes = is_wrong.sum()
+    words = f"all mistakes: {mistakes}" if shown == mistakes else f"{shown} of {mistakes:,} mistakes"
     return (f"✓ blue frame: right      ✗ thick orange frame: wrong "
-            f"({is_wrong[chosen].sum()} of the {is_wrong.sum():,} mistakes "
-            f"in {len(labels):,} test images)")
+            f"({words} in {len(labels):,} test images)")
 
 
 def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
@@ -1089,8 +1093,8 @@ def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
     surest = wrong[confidence[wrong].argsort()[::-1][:30]]
-    headline = (f"{title}: the {len(surest)} wrong answers of which the network was surest\n"
-                f"(of {len(wrong):,} mistakes in {len(y):,} test images)\n"
+    headline = (f"{title}: the wrong answers of which the network was surest\n"
+                f"(mistakes in {len(y):,} test images: {len(wrong):,}; here: {len(surest)})\n"
                 "Above each: what the network says, how sure it is, and what is true. "
                 "Is it always the network that is wrong?")
     if len(wrong) == 0:
@@ -1275,10 +1279,10 @@ def strongest_patches(maps, images, field):
 
 
 def mosaic(tiles, columns):
-    """Put tiles (number, height, width, channels) uint8 in rows of `columns`, white between."""
+    """Put tiles (number, height, width, channels) uint8 in rows of `columns`, grey between."""
     missing = -len(tiles) % columns  # 9 tiles in 6 columns: 3 white ones at the end
     gap = max(1, tiles.shape[1] // 12)
-    tiles = np.pad(tiles, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    tiles = np.pad(tiles, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=190)
     tiles[len(tiles) - missing:] = 255
     rows = [np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]
     return np.vstack(rows)[:-gap, :-gap]
