@@ -1078,11 +1078,9 @@ def draw_sample_predictions(x, y, probabilities, class_names, title, path):
 def count_of_mistakes(labels, probabilities, chosen):
     """Return in words how many of all mistakes are among the chosen images."""
     is_wrong = probabilities.argmax(axis=1) != labels
-    shown = is_wrong[chosen].sum()
-    mistakes = is_wrong.sum()
-    words = f"all mistakes: {mistakes}" if shown == mistakes else f"{shown} of {mistakes:,} mistakes"
     return (f"✓ blue frame: right      ✗ thick orange frame: wrong "
-            f"({words} in {len(labels):,} test images)")
+            f"(mistakes in {len(labels):,} test images: {is_wrong.sum():,}; "
+            f"here: {is_wrong[chosen].sum()})")
 
 
 def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
@@ -1151,9 +1149,11 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     heats = [occlusion_map(model, x[i], probabilities[i].argmax(), square, stride) for i in chosen]
     deepest = max(0.1, np.max(heats))  # one scale for all images
 
-    headline = (f"{title}: where it looks\nA square of {square} x {square} pixels in the image's mean "
-                "colour covers one part after the other.\n"
-                "Yellow, on the image in grey: with this part covered, the network is much less sure.\n"
+    headline = (f"{title}: where it looks\n"
+                f"A square of {square} x {square} pixels in the image's mean colour covers "
+                "one part after the other.\n"
+                "Yellow, on the image in grey: with this part covered, the network is much less "
+                "sure.\n"
                 "No yellow anywhere: no part alone decides, or it was not sure anyway.\n"
                 + count_of_mistakes(y, probabilities, chosen))
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")

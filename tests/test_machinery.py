@@ -95,7 +95,7 @@ BAD = [
     ("--validation-split", "0"), ("--validation-split", "1"), ("--validation-split", "nan"),
     ("--dropout", "1"), ("--dropout", "nan"), ("--dropout", "0,5"), ("--label-smoothing", "-0.1"),
     ("--label-smoothing", "1"), ("--precision", "int8"), ("--seed", "-1"),
-    ("--seed", "4294967296"), ("--dense-units", "0"), ("--shift", "8"), ("--shift", "-1"),
+    ("--seed", "4294967296"), ("--dense-units", "-1"), ("--shift", "8"), ("--shift", "-1"),
     ("--weight-decay", "-1"), ("--weight-decay", "101"), ("--model", "alexnet"),
     ("--pretrained-size", "31"), ("--fine-tune", "-1"), ("--schedule", "linear"),
     ("--epoch", "3"), ("--epochz=3", ""), ("--resume", "yes"), ("--epochs", None),
