@@ -390,8 +390,9 @@ def build_cnn(x_train, num_classes):
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
     # Global pooling: of each whole map only the largest number stays. It says whether the pattern
-    # was found, and not where. That suits photos, and then no hidden dense layer is needed:
-    # +X points. Digits stand in the middle of the image. There, the place says a lot.
+    # was found, and not where. That suits photos, and then no hidden dense layer is needed: 89.4 in
+    # place of 88.9 % of CIFAR-10's test images (8 epochs, 3 seeds; in the short training -0.8?).
+    # Digits stand in the middle of the image. There, the place says a lot.
     if GLOBAL_POOLING:
         model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192)
     model.add(layers.Flatten())  # (192,): all numbers in one row

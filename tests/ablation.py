@@ -44,7 +44,7 @@ TRICKS = [
     ("augmentation: shifted and mirrored", ["--no-augmentation"]),
     ("weight decay", ["--weight-decay", "0"]),
     ("label smoothing", ["--label-smoothing", "0"]),
-    ("global pooling, no hidden dense layer: the default recipe",
+    ("global pooling; no hidden dense layer: the default recipe",
      ["--no-global-pooling", "--dense-units", "128"]),
 ]
 
@@ -291,9 +291,9 @@ def draw_staircase(summary, gains, found, headline, path):
     axis.set_yticks(places, summary["text"].str.replace("; ", ";\n").tolist())
     axis.invert_yaxis()  # the plain network at the top
     low, high = axis.get_xlim()
-    axis.set_xlim(low, high + 0.2 * (high - low))  # room for the text at the last step
-    axis.set_xlabel("validation accuracy in %\nin brackets: the points that the step gives; "
-                    "with ? the ranges overlap: perhaps luck")
+    axis.set_xlim(low, high + 0.25 * (high - low))  # room for the text at the last step
+    axis.set_xlabel("validation accuracy in %\nin brackets: the points that the step gives\n"
+                    "?: the ranges overlap, perhaps luck")
     figure.suptitle(headline)
     axis.grid(axis="y", visible=False)
     axis.legend(loc="lower left")
