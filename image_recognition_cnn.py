@@ -103,8 +103,8 @@ def main():
 
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
-    folder = open_results_folder(settings, fingerprint)  # fingerprint: is it still the same data?
-    names, [title] = texts_for_pictures(class_names, [title_of_dataset()])  # long names: shorter
+    folder = open_results_folder(settings, fingerprint)  # it checks: the same data?
+    names, [title] = texts_for_pictures(class_names, [title_of_dataset()])  # for the pictures
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
 
@@ -226,7 +226,7 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, class_names):
           f"{len(x_test)} test")
     print(f"x_train: shape {x_train.shape}, dtype {x_train.dtype}, "
           f"values {x_train.min()} to {x_train.max()}")
-    # 5000 are enough for a comparison. At random: those of one's own folder are sorted by class.
+    # 5000 are enough. They are chosen at random, as the images of a folder are sorted by class.
     some = np.random.default_rng(0).permutation(len(x_val))[:5000]
     for name, accuracy in simple_answers(x_train, y_train, x_val[some], y_val[some]).items():
         print(f"Without a network: {name}, {accuracy:.1%} of {len(some)} validation images right")
@@ -245,6 +245,7 @@ def simple_answers(x_train, y_train, x_val, y_val):
     some = np.random.default_rng(0).permutation(len(x_train))[:3000]  # takes seconds, not minutes
     if len(np.unique(y_train[some])) == 1:  # of very unequal classes, the rare one may be missing
         return answers
+    # C=0.01: strong decay of the weights. tol and max_iter: when to stop.
     regression = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=200))
     regression.fit(small_and_flat(x_train[some]), y_train[some])
     share = regression.score(small_and_flat(x_val), y_val)
@@ -261,7 +262,7 @@ def small_and_flat(images, largest=16):
 
 
 def spread_over_classes(labels, number):
-    """Return up to `number` indices, one of each class in turn: first of 0, 1, 2 ..., then second.
+    """Return up to `number` indices: the first image of each class, then the second of each, ...
 
     labels: (number of images,) int. Returns (at most number,) int.
     """
@@ -462,7 +463,8 @@ def whitening_layer(images):
     # components). Its eigenvalues, `variances`, say how much each mixture varies.
     covariance = np.cov(patches, rowvar=False)  # (4 * channels, 4 * channels)
     variances, directions = np.linalg.eigh(covariance)
-    # Divided by its standard deviation, each mixture has a spread of 1. 5e-4: no division by 0.
+    # Divided by its standard deviation, each mixture has a spread of 1. (The small number 5e-4 is
+    # there so that nothing is divided by 0.)
     kernels = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
     # The numbers of a patch stand in the order row, column, channel, as a filter's weights do.
     kernels = kernels.reshape(2, 2, channels, 4 * channels)
@@ -733,8 +735,9 @@ def calibrate(model, x_val, y_val):
 
 def change_temperature(probabilities, temperature):
     """Return what softmax would answer if its inputs were divided by the temperature."""
-    # Softmax gave e^z / sum. To the power of 1/T that is e^(z/T) / sum^(1/T). The divisor is the
-    # same for all classes of an image, so it makes no difference when the row is brought to 1.
+    # T is the temperature. Softmax gave e^z / sum; to the power of 1/T that is
+    # e^(z/T) / sum^(1/T). Here sum^(1/T) is the same for all classes of an image, so it makes no
+    # difference: each row is divided by its own sum in the end.
     powers = np.maximum(probabilities, 1e-30).astype("float64") ** (1 / temperature)
     return powers / powers.sum(axis=1, keepdims=True)
 
@@ -750,7 +753,7 @@ def predict(model, images):
     return model.predict(dataset, verbose=0)  # (number, num_classes) float32
 
 
-# %% Transfer learning: a network that knows a million pictures (skip it if MODEL is "cnn")
+# %% 4, continued. Transfer learning: a network that knows a million pictures (not for "cnn")
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned there are of use for other pictures too. So all its layers but the last are
 # kept as they are (frozen). Only a new last layer, the head, is trained: that takes few pictures.
