@@ -753,7 +753,7 @@ def predict(model, images):
     return model.predict(dataset, verbose=0)  # (number, num_classes) float32
 
 
-# %% 4, continued. Transfer learning: a network that knows a million pictures (not for "cnn")
+# %% Transfer learning (4, continued): a network that knows a million pictures; not for MODEL "cnn"
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned there are of use for other pictures too. So all its layers but the last are
 # kept as they are (frozen). Only a new last layer, the head, is trained: that takes few pictures.
