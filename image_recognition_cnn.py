@@ -52,8 +52,8 @@ finally:
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds one value per data set ("others": all that are not named), or one per optimizer.
-# read_settings() picks the value of this run: then EPOCHS is simply 4. Each line is a flag as well:
-# BATCH_SIZE is --batch-size. The functions below read these names as global variables.
+# read_settings() picks the one for this run: for digits, EPOCHS is then simply 30. Each line is a
+# flag, too: BATCH_SIZE is --batch-size. The functions below read these names as global variables.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height that pictures from a folder are brought to, 8 to 512 pixels
@@ -389,7 +389,7 @@ def build_cnn(x_train, num_classes):
         model.add(whitening_layer(some_images))  # (31, 31, 24): 2 pixels fit at 31 places in 32
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
-    # Global pooling: only the largest number of each map stays: was the pattern found, no matter
+    # Global pooling: only the largest number of each map stays. Was the pattern found, no matter
     # where? On CIFAR-10 that leaves 192 numbers in place of 3 x 3 x 192 = 1728. On digits the place
     # of a stroke says a lot. So all numbers are kept there, and a hidden dense layer mixes them:
     # each of its neurons looks at all maps and all places.
@@ -967,8 +967,10 @@ def draw_confusion_matrix(counts, class_names, title, path):
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
     texts = np.full(counts.shape, "", dtype=object)
     for true, predicted in np.argwhere(counts + np.eye(number)):  # on the diagonal also a 0
-        share = f"{shares[true, predicted]:.1%}".replace("100.0%", "100%")  # the cells are narrow
-        texts[true, predicted] = f"{counts[true, predicted]}\n{share}"
+        share = shares[true, predicted]
+        # The cells are narrow: "100%", not "100.0%"; and no rounding up to that, if one is missing.
+        percent = "100%" if share == 1 else f"{min(share, 0.999):.1%}"
+        texts[true, predicted] = f"{counts[true, predicted]}\n{percent}"
     side = np.clip(3 + 0.6 * number, 6.5, 22)  # inches
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     names_shown = True if number <= 100 else "auto"  # auto: as many names as there is room for
@@ -1422,7 +1424,7 @@ def predict_pictures(words):
             warn(f"{readable(path)} is of one shade when it is brought to the range of the "
                  "training pictures: the answer says nothing.")
         batch_of_one = image[np.newaxis]  # (1, height, width, channels)
-        probabilities = predict(model, batch_of_one)[0]  # (number of classes,)
+        probabilities = predict(model, batch_of_one)[0]  # (number of classes,): its only row
         likeliest = probabilities.argsort()[::-1][:3]
         answers = [f"{class_names[i]} {probabilities[i]:.1%}" for i in likeliest]
         print(f"{readable(path)}: {', '.join(answers)}")

@@ -172,6 +172,20 @@ def test_confusion_matrix_of_any_size(tmp_path, number):
     assert shares[0, 1] == pytest.approx(0.3) and shares[1, 1] == pytest.approx(0.7)
 
 
+def test_100_percent_only_without_a_mistake(tmp_path):
+    counts = np.array([[2999, 1], [0, 3000]])
+    figure = script.draw_confusion_matrix(counts, ["a", "b"], "pets", tmp_path / "a.png")
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts == ["2999\n99.9%", "1\n0.0%", "", "3000\n100%"]
+
+
+def test_tiles_are_apart_also_on_white_paper():
+    tiles = np.full((5, 24, 24, 3), 255, "uint8")
+    picture = script.mosaic(tiles, columns=3)  # (50, 76, 3): 2 pixels between the tiles
+    assert (picture[:24, 24:26] == 190).all() and (picture[24:26, :50] == 190).all()
+    assert (picture[26:, 52:] == 255).all()  # no sixth tile
+
+
 def test_no_mistakes_is_said(tmp_path):
     x = np.zeros((5, 8, 8, 3), "uint8")
     figure = script.draw_confident_mistakes(
