@@ -140,6 +140,8 @@ def test_the_sentence_says_what_is_allowed(tmp_path, capsys, words, flags):
     (["--dataset", "mnist"], dict(EPOCHS=4, BATCH_SIZE=128, SHIFT=2, FILTERS=[32, 64, 128])),
     (["--dataset", "cifar10", "--optimizer", "sgd"],
      dict(VALIDATION_SPLIT=0.04, MIRROR=True, LEARNING_RATE=0.1, WEIGHT_DECAY=0.01)),
+    (["--dataset", "cifar10"], dict(LEARNING_RATE=0.008, WEIGHT_DECAY=0.25)),
+    (["--dataset", "cifar10", "--learning-rate", "0.1"], dict(LEARNING_RATE=0.1)),
     (["--dropout", "0", "--label-smoothing", "0"], dict(DROPOUT=0.0, LABEL_SMOOTHING=0.0)),
     (["--no-augmentation", "--mirror"], dict(AUGMENTATION=False, MIRROR=True)),
     (["--dataset", "mnist", "--filters", "8", "16"], dict(FILTERS=[8, 16])),
@@ -202,7 +204,8 @@ def test_a_value_in_the_block_that_is_meant_well_works(
     ("DATASET", dict(others="digits"), ["dict"]), ("OPTIMIZER", None, ["one of adam, sgd"]),
     ("EPOCHS", dict(mnist=4), ["digits", "others=", "--epochs"]),
     ("LEARNING_RATE", dict(sgd=0.1), ["adam=", "--learning-rate"]), ("EPOCHS", {}, ["digits"]),
-    ("EPOCHS", dict(others=dict(a=1)), ["a whole number"]),
+    ("EPOCHS", dict(others=dict(mnist=1)), ["no value for digits", "others="]),
+    ("LEARNING_RATE", dict(adam=dict(cifar10=0.1), sgd=0.1), ["no value for digits", "others="]),
 ])
 def test_a_bad_value_in_the_block_gets_one_sentence(monkeypatch, capsys, name, value, words):
     monkeypatch.setattr(script, name, value)
@@ -293,7 +296,7 @@ def test_main_again_takes_the_dicts_anew(monkeypatch):
     with pytest.raises(SystemExit):
         script.read_settings()
     script.DATASET = "cifar10"
-    assert script.read_settings()["EPOCHS"] == 8
+    assert script.read_settings()["EPOCHS"] == 9
     script.EPOCHS = 3
     script.DATASET = "digits"
     assert script.read_settings()["EPOCHS"] == 3 and script.FILTERS == [64]
@@ -357,7 +360,7 @@ def test_flags_do_not_count_in_cells(shell, capsys):
     assert shell.run_cell("DATASET = 'mnist'\nread_settings()['EPOCHS']").result == 4
     machinery = next(cell for cell in cells if "setting_rules = {" in cell)
     shell.run_cell("#" + machinery)  # run again, it must not forget
-    assert shell.run_cell("DATASET = 'cifar10'\nread_settings()['EPOCHS']").result == 8
+    assert shell.run_cell("DATASET = 'cifar10'\nread_settings()['EPOCHS']").result == 9
     shell.run_cell("EPOCHS = 'many'\nmain()")
     printed = capsys.readouterr()
     assert "can't be 'many'" in printed.err and "Traceback" not in printed.err + printed.out
