@@ -230,7 +230,7 @@ def speeds(settings, seconds):
 
     model = script.build_model(x_train, len(class_names))
     whole = compiled(model.layers)
-    bare = compiled([layer for layer in model.layers if layer.name != "shift"])
+    bare = compiled([layer for layer in model.layers if layer.name not in ("shift", "mirror")])
 
     def bare_loop():
         for _ in range(number // len(x)):
@@ -241,7 +241,7 @@ def speeds(settings, seconds):
             whole.train_on_batch(x, y)
 
     def fit():
-        whole.fit(served, steps_per_epoch=number // len(x), verbose=0, shuffle=False)
+        whole.fit(served, verbose=0, shuffle=False)
 
     found = {"whole run": len(x_train) * len(seconds) / sum(seconds)}
     found.update(in_turn({

@@ -296,7 +296,7 @@ def test_main_again_takes_the_dicts_anew(monkeypatch):
     with pytest.raises(SystemExit):
         script.read_settings()
     script.DATASET = "cifar10"
-    assert script.read_settings()["EPOCHS"] == 9
+    assert script.read_settings()["EPOCHS"] == 10
     script.EPOCHS = 3
     script.DATASET = "digits"
     assert script.read_settings()["EPOCHS"] == 3 and script.FILTERS == [64]
@@ -360,7 +360,7 @@ def test_flags_do_not_count_in_cells(shell, capsys):
     assert shell.run_cell("DATASET = 'mnist'\nread_settings()['EPOCHS']").result == 4
     machinery = next(cell for cell in cells if "setting_rules = {" in cell)
     shell.run_cell("#" + machinery)  # run again, it must not forget
-    assert shell.run_cell("DATASET = 'cifar10'\nread_settings()['EPOCHS']").result == 9
+    assert shell.run_cell("DATASET = 'cifar10'\nread_settings()['EPOCHS']").result == 10
     shell.run_cell("EPOCHS = 'many'\nmain()")
     printed = capsys.readouterr()
     assert "can't be 'many'" in printed.err and "Traceback" not in printed.err + printed.out
