@@ -51,10 +51,9 @@ finally:
     os.dup2(stderr_copy, 2)
 
 # %% Settings: change a number, run again, and see what it did
-# dict(...) holds one value per data set ("others": all that are not named), or one per optimizer
-# (LEARNING_RATE: both). read_settings() picks the one for this run: for digits, EPOCHS is then
-# simply 30. Each line is a flag, too: BATCH_SIZE is --batch-size. The functions below read these
-# names as global variables.
+# dict(...) holds one value per data set ("others": all that are not named), per optimizer, or both.
+# read_settings() picks the one for this run: for digits, EPOCHS is then simply 30. Each line is a
+# flag, too: BATCH_SIZE is --batch-size. The functions below read these names as global variables.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height that pictures from a folder are brought to, 8 to 512 pixels

@@ -34,7 +34,7 @@ SHORT_COMMAND = ["--dataset", "cifar10", "--epochs", "3", "--filters", "16", "32
 QUICK_COMMAND = ["--dataset", "digits", "--epochs", "1", "--filters", "8"]
 
 # The staircase: each step adds one trick, that is, takes away the flag that switches it off. Below
-# the first step all of these flags are given, above the last one none: the default recipe. The
+# the first step all of these flags are given, above the last one none: the whole recipe. The
 # order is that of the network's history, and a trick that another one needs comes later than that.
 PLAIN = "plain network: convolution, ReLU, pooling, dense; Adam with a constant rate of 0.001"
 TRICKS = [
@@ -46,7 +46,7 @@ TRICKS = [
     ("augmentation: shifted and mirrored", ["--no-augmentation"]),
     ("weight decay", ["--weight-decay", "0"]),
     ("label smoothing", ["--label-smoothing", "0"]),
-    ("global pooling; no hidden dense layer: the default recipe",
+    ("global pooling; no hidden dense layer: all tricks",
      ["--no-global-pooling", "--dense-units", "128"]),
 ]
 
