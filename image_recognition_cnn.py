@@ -23,7 +23,7 @@ for name in ("stdout", "stderr"):
         setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # fast kernels on every processor
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # without AVX-512: 46 % more images/s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # warnings, but no notes
 stderr_copy = os.dup(2)
 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow writes notes to stderr while it loads
@@ -51,13 +51,13 @@ finally:
     os.dup2(stderr_copy, 2)
 
 # %% Settings: change a number, run again, and see what it did
-# dict(...) holds one value per data set ("others": all that are not named), per optimizer, or both.
-# read_settings() picks the one for this run: for digits, EPOCHS is then simply 30. Each line is a
-# flag, too: BATCH_SIZE is --batch-size. The functions below read these names as global variables.
+# dict(...) holds one value per data set ("others": all that are not named), per optimizer, or per
+# pair of them. read_settings() picks the one for this run: for digits, EPOCHS is then simply 30.
+# Each line is a flag, too (BATCH_SIZE: --batch-size). The functions below read these as globals.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = 64  # width and height that pictures from a folder are brought to, 8 to 512 pixels
-VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the images held back, from 0 to 1
+VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back of the training images, 0 to 1
 AUGMENTATION = True  # show each training image a little changed in every epoch: SHIFT and MIRROR
 SHIFT = dict(digits=1, others=2)  # farthest move of a training image at random, 0 or more pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
@@ -67,9 +67,9 @@ FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # one 
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
 BATCH_NORMALIZATION = True  # bring the numbers between the layers to a steady mean and spread
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
-GLOBAL_POOLING = dict(cifar10=True, others=False)  # at the end: of each map only the maximum
+GLOBAL_POOLING = dict(cifar10=True, others=False)  # at the end: each filter's largest answer only
 DENSE_UNITS = dict(cifar10=0, others=128)  # neurons of the hidden dense layer, or 0: no such layer
-DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs set to 0, 0 to below 1
+DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to below 1
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
@@ -81,7 +81,7 @@ LABEL_SMOOTHING = 0.2  # share of each label that is spread over all classes, fr
 PRECISION = "float32"  # number format of the arithmetic: float32, mixed_bfloat16 or mixed_float16
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
 # only with a MODEL that has learned from ImageNet
-PRETRAINED_SIZE = 96  # width and height that pictures are enlarged to, 32 to 512 pixels
+PRETRAINED_SIZE = 96  # width and height that it gets its pictures in, 32 to 512 pixels
 HEAD_LEARNING_RATE = dict(adam=0.002, sgd=0.05)  # step size for its new last layer, up to 10
 HEAD_WEIGHT_DECAY = dict(adam=5.0, sgd=0.1)  # as WEIGHT_DECAY, for its new last layer, 0 to 100
 FINE_TUNE = 0  # epochs in which the last part of it is trained as well, 0 or more
@@ -100,18 +100,18 @@ def main():
     keras.utils.set_random_seed(SEED)  # the random numbers of Python, NumPy and TensorFlow
     if PREDICT:
         return predict_pictures(PREDICT)
-
+    # about: how new pictures are to be prepared. fingerprint: a code that changes with the data.
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names, about = load_data()
     fingerprint = data_fingerprint(x_train, y_train, x_val, y_val, x_test, y_test, class_names)
-    folder = open_results_folder(settings, fingerprint)  # it checks: the same data?
-    names, [title] = texts_for_pictures(class_names, [title_of_dataset()])  # for the pictures
+    folder = open_results_folder(settings, fingerprint)
+    names, [title] = texts_for_pictures(class_names, [title_of_dataset()])  # short, if need be
     describe_data(x_train, y_train, x_val, y_val, x_test, class_names)
     draw_training_images(x_train, y_train, names, title, folder / "training_images.png")
 
     model = build_model(x_train, len(class_names))
     model.summary()
     history = train(model, x_train, y_train, x_val, y_val, title, folder)
-    temperature = calibrate(model, x_val, y_val)
+    temperature = calibrate(model, x_val, y_val)  # "80 % sure" is then right in 80 of 100 cases
     save_model(model, class_names, about, folder)  # now, before anything else can go wrong
 
     probabilities, results = evaluate(model, temperature, x_val, y_val, x_test, y_test)
@@ -172,6 +172,8 @@ def load_data():
         train, test = split(train, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
         train, validation = split(train, share=VALIDATION_SPLIT)
+    if DATASET not in built_in_sizes:
+        warn_of_copies(train[0], test[0])
     about = about_the_images(train[0], pixel_range)
     return train, validation, test, class_names, about
 
@@ -300,8 +302,11 @@ def draw_training_images(x_train, y_train, class_names, title, path):
     if not augmentation:
         lower.suptitle("AUGMENTATION is off: the network gets the same image in every epoch")
     else:
+        when = "in each epoch"
+        if MODEL != "cnn":  # before that, it learns from the image and (MIRROR) its mirror image
+            when = f"in each epoch of fine-tuning (FINE_TUNE: {FINE_TUNE})"
         lower.suptitle("One training image, and examples of what the network gets instead of it "
-                       f"in each epoch\n({names_of_augmentation(augmentation)})")
+                       f"{when}\n({names_of_augmentation(augmentation)})")
         augment = keras.Sequential(augmentation)
         views = np.asarray(augment(views.astype("float32"), training=True))
         views = views.round().clip(0, 255).astype("uint8")
@@ -390,9 +395,9 @@ def build_cnn(x_train, num_classes):
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
     # Global pooling: only the largest number of each map stays. Was the pattern found, no matter
-    # where? On CIFAR-10 that leaves 192 numbers in place of 3 x 3 x 192 = 1728. On digits the place
-    # of a stroke says a lot. So all numbers are kept there, and a hidden dense layer mixes them:
-    # each of its neurons looks at all maps and all places.
+    # where? On CIFAR-10 that leaves 192 numbers in place of 3 x 3 x 192 = 1728. The other data sets
+    # keep all numbers: of a digit, the place of a stroke says a lot. There a hidden dense layer
+    # mixes them: each of its neurons looks at all maps and all places.
     # Dropout sets a share of the numbers to 0 at random in each step, so that the answer relies on
     # no single one. (0: it does nothing.)
     # For CIFAR-10 the three were chosen together, by validation images: global pooling, no hidden
@@ -481,7 +486,8 @@ def add_block(model, filters, name):
 
     A convolution looks for one small pattern per filter, everywhere in the image; the pattern's map
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
-    first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024).
+    first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024):
+    that saves half of all multiplications.
     """
     with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
     # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
@@ -497,14 +503,15 @@ def add_block(model, filters, name):
 
 
 def batch_normalization_layer():
-    """Return a layer that subtracts each map's mean over the batch and divides by its spread.
+    """Return a layer that brings each map to a mean of 0 and a spread of 1.
 
-    Then it multiplies each map by a learned scale (gamma) and adds a learned offset (beta). With
-    numbers of a steady size, larger steps are safe and the network learns faster (Ioffe and
-    Szegedy, 2015): +3.0 points, and +2.9 by the larger steps (a LEARNING_RATE of 0.004, not 0.001).
-    In a test an answer must not depend on the other images: the layer then uses the averages of the
-    last training batches. Momentum 0.6 keeps 60 % of the old average at each step, so only the last
-    few batches count.
+    It subtracts the map's mean over the batch (the images of one training step), and divides by its
+    spread, the standard deviation. Then it multiplies each map by a learned scale (gamma) and adds
+    a learned offset (beta). With numbers of a steady size, larger steps are safe and the network
+    learns faster (Ioffe and Szegedy, 2015): +3.0 points, and +2.9 by the larger steps (a
+    LEARNING_RATE of 0.004, not 0.001). In a test an answer must not depend on the other images: the
+    layer then uses the averages of the last training batches. Momentum 0.6 (not that of SGD,
+    chapter 4) keeps 60 % of the old average at each step, so only the last few batches count.
     """
     return layers.BatchNormalization(momentum=0.6)
 
@@ -519,7 +526,8 @@ def start_as_identity(model):
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
             kernel = layer.kernel.numpy()  # (3, 3, maps in, filters)
-            for i in range(min(kernel.shape[2:])):
+            maps_in, filters = kernel.shape[2:]
+            for i in range(min(maps_in, filters)):
                 kernel[:, :, :, i] = 0
                 kernel[1, 1, i, i] = 1  # the middle of the 3x3 filter, from map i to map i
             layer.kernel.assign(kernel)
@@ -626,9 +634,10 @@ def make_optimizer(learning_rate, weight_decay):
 
     SGD, stochastic gradient descent: step = rate x gradient of a batch. Momentum: in place of that
     gradient, a sum of the last gradients, in which older ones count less and less, so that random
-    differences between batches average out. Adam also divides by the usual size of each weight's
-    gradients. So its steps have the size of the rate, whatever the gradients are, and its rate is
-    another number than that of SGD.
+    differences between batches average out. Nesterov: the gradient is taken a little ahead, where
+    that sum leads to. Adam also divides by the usual size of each weight's gradients. So its steps
+    have the size of the rate, whatever the gradients are, and its rate is another number than that
+    of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
     stay large: +1.2 points? The older way adds the sum of the squared weights to the loss. Then the
     decay is a part of the gradient, and Adam divides it, too: weights with large gradients would
@@ -726,7 +735,8 @@ def calibrate(model, x_val, y_val):
     one_hot = keras.utils.to_categorical(y_val, probabilities.shape[1])
     # If all validation images are right, the lowest loss is at the smallest temperature: every
     # answer 100 % sure. So we ask for a little less than 100 %, by label smoothing: each of the n
-    # images gives up 1 / (n + 2) of its right answer (Platt, 1999). That is as if one was wrong.
+    # images gives up 1 / (n + 2) of its right answer (Platt, 1999). Together they give up about one
+    # answer, as if one of the n was wrong.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=1 / (len(x_val) + 2))
     temperatures = np.geomspace(0.05, 20, 300)  # each the same factor above the one before
     losses = [float(loss(one_hot, change_temperature(probabilities, t))) for t in temperatures]
@@ -881,8 +891,9 @@ def report(results, probabilities, y_test, class_names, folder):
     class i that were taken for class j. Matrix and scores are added to the results.
 
     Precision: of the images called a cat, the share that are cats. Recall: of the cats, the share
-    that are called a cat. F1 score: one number for both, their harmonic mean. Support: the number
-    of test images of the class. Macro: each class counts the same; weighted: by its support.
+    that are called a cat. F1 score: one number for both, their harmonic mean, 2 x precision x
+    recall / (precision + recall). Support: the number of test images of the class. Macro: each
+    class counts the same; weighted: by its support.
     """
     low, high = results["test_accuracy_interval"]
     print(f"\nTest accuracy {results['test_accuracy']:.2%} of {len(y_test)} images "
@@ -1104,7 +1115,8 @@ def draw_confident_mistakes(x, y, probabilities, class_names, title, path):
     """
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     confidence = probabilities.max(axis=1)
-    surest = wrong[confidence[wrong].argsort()[::-1][:30]]
+    surest_first = np.argsort(-confidence[wrong])  # argsort: the places, the smallest number first
+    surest = wrong[surest_first[:30]]
     headline = (f"{title}: the wrong answers of which the network was surest\n"
                 f"(mistakes in {len(y):,} test images: {len(wrong):,}; here: {len(surest)})\n"
                 "Above each: what the network says, how sure it is, and what is true. "
@@ -1157,7 +1169,7 @@ def draw_where_it_looks(model, x, y, probabilities, class_names, title, path):
     float.
     """
     chosen = choose_samples(y, probabilities)
-    # A quarter of the image. tests/deletion.py measures how well it finds the parts that matter.
+    # A quarter of the side. tests/deletion.py measures how well it finds the parts that matter.
     square = max(2, min(x.shape[1:3]) // 4)
     stride = max(1, square // 2)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax(), square, stride) for i in chosen]
@@ -1202,8 +1214,12 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
     if not blocks:
         print("learned_features.png is not drawn: this model has no layers block_1, block_2 ...")
         return None
-    right = probabilities.argmax(axis=1) == y_test
-    surest = np.argmax(probabilities.max(axis=1) * right)
+    predicted = probabilities.argmax(axis=1)
+    is_right = predicted == y_test
+    confidence = probabilities.max(axis=1)
+    surest = np.argmax(confidence)
+    if is_right.any():
+        surest = np.argmax(confidence * is_right)  # of the right answers
     image = x_test[surest]
 
     number = min(2000, 8_000_000 // (image.shape[0] * image.shape[1]))  # large images: fewer
@@ -1213,7 +1229,8 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
     strongest = {}  # of each block, the six filters with the strongest answer in this image
     six_outputs = {}
     for name, maps in maps_of_image.items():  # maps: (1, rows, columns, filters)
-        strongest[name] = maps.max(axis=(0, 1, 2)).argsort()[::-1][:6]
+        largest = maps.max(axis=(0, 1, 2))  # (filters,)
+        strongest[name] = np.argsort(-largest)[:6]
         six_outputs[name] = keras.ops.take(outputs[name], strongest[name], axis=-1)
     six_filters = keras.Model(model.inputs, six_outputs)
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, ..., 6)
@@ -1221,8 +1238,9 @@ def draw_learned_features(model, x_test, y_test, probabilities, class_names, tit
     figure = plt.figure(figsize=(12, 3 + 4.5 * len(blocks)), layout="constrained")
     figure.suptitle(f"{title}: what the layers look for, from the first filters to the last block")
     top, *parts = figure.subfigures(1 + len(blocks), 1, height_ratios=[2.5] + [4.5] * len(blocks))
-    confidence = in_percent(probabilities[surest].max())
-    said = f"{class_names[y_test[surest]]}, {confidence} sure, and right"
+    verdict_on_it = "right" if is_right[surest] else "wrong"
+    said = (f"{class_names[predicted[surest]]}, {in_percent(confidence[surest])} sure, "
+            f"and {verdict_on_it}")
     draw_first_filters(top, model, image, said)
     for part, layer in zip(parts, blocks):
         field = receptive_field(model, layer.name)
@@ -1766,12 +1784,12 @@ INK = 100  # pixels above this value are ink, not background
 
 
 def looks_white_on_black(x_train):
-    """Return whether training images are drawings: one channel, and dark borders in most images.
+    """Return whether training images are drawings: one channel, and nearly all white on black.
 
-    x_train: uint8 (number, height, width, channels).
-    An image has a dark border if the median of its outermost pixels is below 25, a tenth of white.
-    Measured, the share of such images is 100 % in MNIST, Fashion-MNIST and digits, 2 % in
-    CIFAR-10 made grey. The limit is the half.
+    x_train: uint8 (number, height, width, channels). More than 0.8 of them must have a dark border,
+    a bright spot, and ink of about the same size. A border is dark if the median of the outermost
+    pixels is below 25, a tenth of white. It is in 100 % of MNIST, Fashion-MNIST and digits, and in
+    2 % of CIFAR-10 made grey.
     """
     if x_train.shape[3] != 1:
         return False
@@ -1811,7 +1829,7 @@ def ink_sizes(x_train):
 
 
 def sample_of_drawings(x_train):
-    """Return every k-th of many images, (number, height, width): of 28x28 pixels, 10,000 or more.
+    """Return every k-th of many images, (number, height, width): of 28x28 pixels, 5,000 to 10,000.
 
     Not the first ones: those of one's own folder are sorted by class.
     """
@@ -2046,6 +2064,14 @@ def class_folders(folder, least=1):
     for path in folders:
         if path not in files_of:
             warn(f"Skipped {readable(path)}, which holds no pictures.")
+            continue
+        inner_folders, _ = list_folder(path)
+        for inner in inner_folders:
+            warn(f"Skipped {readable(inner)}: only files directly in a class folder are read.")
+    endings_of_pictures = Image.registered_extensions()  # .jpg, .png, ...
+    pictures = [path for path in loose_files if path.suffix.lower() in endings_of_pictures]
+    if pictures:
+        warn(f"Skipped what is in no class folder of {shown}: {len(pictures)} picture(s).")
     return files_of
 
 
@@ -2214,6 +2240,19 @@ def check_images(x, name):
     if np.mean(is_one_shade) >= 0.1:
         warn(f"--dataset {name}: {np.sum(is_one_shade)} of {len(x)} images are of one shade. Do "
              "all have the same range of values? Look at some of them.")
+
+
+def warn_of_copies(x_train, x_test):
+    """Warn if test images are training images, too: these the network may know by heart.
+
+    Both: (number, height, width, channels) uint8. Only images that agree in every pixel are found.
+    """
+    known = {hash(image.tobytes()) for image in x_train}
+    is_copy = [hash(image.tobytes()) in known for image in x_test]
+    number = sum(is_copy)
+    if number > 0:
+        warn(f"{number} of the {len(x_test)} test images are training images, too. So the test "
+             "accuracy is too high: remove the copies.")
 
 
 # %% Your own pictures: an .npz file, which holds NumPy arrays under names
@@ -2873,9 +2912,11 @@ def read_settings():
     for the data set or optimizer in hand is taken. Can be called again after a change by hand.
     """
     settings = settings_of_the_block()
+    given = {}
     if runs_as_program():
         prepare_program()
-        settings.update(read_flags(settings))
+        given = read_flags(settings)
+        settings.update(given)
     written = dict(settings)
     # DATASET and OPTIMIZER first: the choice of the others' values depends on them.
     for name in ["DATASET", "OPTIMIZER", *setting_rules]:
@@ -2891,7 +2932,42 @@ def read_settings():
         check_image_size(built_in_sizes[DATASET])
     elif os.path.isdir(DATASET):
         check_image_size(IMAGE_SIZE)
+    warn_of_flags_without_effect(given)
     return settings
+
+
+def warn_of_flags_without_effect(given):
+    """Warn of flags that change nothing in this run; else their user sees luck and learns from it.
+
+    given: the settings that were given as flags, by name.
+    """
+    if PREDICT:
+        return
+    reasons = {}  # setting: why it has no effect
+    if not AUGMENTATION:
+        reasons["SHIFT"] = "--no-augmentation"
+        reasons["MIRROR"] = "--no-augmentation"
+    if MODEL == "cnn":
+        for name in ("PRETRAINED_SIZE", "HEAD_LEARNING_RATE", "HEAD_WEIGHT_DECAY", "FINE_TUNE",
+                     "FINE_TUNE_RATE"):
+            reasons[name] = "--model cnn"
+    else:
+        for name in ("FILTERS", "WHITENING", "BATCH_NORMALIZATION", "IDENTITY_START",
+                     "GLOBAL_POOLING", "DENSE_UNITS"):
+            reasons[name] = f"--model {MODEL}"
+        reasons["LEARNING_RATE"] = f"--model {MODEL} (it has --head-learning-rate)"
+        reasons["WEIGHT_DECAY"] = f"--model {MODEL} (it has --head-weight-decay)"
+        if FINE_TUNE == 0:
+            reasons["SHIFT"] = f"--model {MODEL} without --fine-tune"
+            reasons["FINE_TUNE_RATE"] = "--fine-tune 0"
+    if not os.path.isdir(DATASET):
+        reasons["IMAGE_SIZE"] = f"--dataset {DATASET}, whose images have a size of their own"
+    for name, value in given.items():
+        typed = flag(name)
+        if value is False:
+            typed = typed.replace("--", "--no-")
+        if name in reasons:
+            warn(f"{typed} has no effect with {reasons[name]}.")
 
 
 def settings_of_the_block():
@@ -3211,10 +3287,14 @@ def where_to_put_weights(error):
 
 
 def check_pretrained_size():
-    """Stop if there are no weights for pictures of this size."""
+    """Stop if there are no weights for pictures of this size; warn if pictures lose detail."""
     if MODEL == "mobilenet_v2" and PRETRAINED_SIZE not in (96, 128, 160, 192, 224):
         stop(f"PRETRAINED_SIZE (--pretrained-size) can't be {PRETRAINED_SIZE}: the weights of "
              f"mobilenet_v2 are for 96, 128, 160, 192 or 224 pixels.")
+    is_folder = DATASET not in built_in_sizes and os.path.isdir(DATASET)
+    if MODEL != "cnn" and is_folder and not PREDICT and IMAGE_SIZE < PRETRAINED_SIZE:
+        warn(f"the pictures are made as small as {IMAGE_SIZE} pixels, then enlarged to "
+             f"{PRETRAINED_SIZE}: --image-size {PRETRAINED_SIZE} shows the network more of them.")
 
 
 def where_to_put_a_copy(error):
@@ -3586,6 +3666,11 @@ def what_changed(row, other):
         before = other.get(name, "unknown")
         if name != "DATASET" and not is_same(before, row[name]):
             changed.append(f"{name} {before} -> {row[name]}")
+    epochs_before = other.get("epochs_trained", "unknown")
+    epochs_now = row.get("epochs_trained", "unknown")
+    was_as_long = "unknown" in (epochs_before, epochs_now) or is_same(epochs_before, epochs_now)
+    if not was_as_long and is_same(other.get("EPOCHS", "unknown"), row["EPOCHS"]):
+        changed.append(f"epochs trained {epochs_before} -> {epochs_now}")  # Ctrl-C ended one
     data_before = other.get("data", "unknown")
     if "unknown" not in (data_before, row.get("data", "unknown")) and data_before != row["data"]:
         changed.append("the images")

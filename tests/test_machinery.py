@@ -143,12 +143,12 @@ def test_the_sentence_says_what_is_allowed(tmp_path, capsys, words, flags):
     (["--dataset", "cifar10"], dict(LEARNING_RATE=0.008, WEIGHT_DECAY=0.25)),
     (["--dataset", "cifar10", "--learning-rate", "0.1"], dict(LEARNING_RATE=0.1)),
     (["--dropout", "0", "--label-smoothing", "0"], dict(DROPOUT=0.0, LABEL_SMOOTHING=0.0)),
-    (["--no-augmentation", "--mirror"], dict(AUGMENTATION=False, MIRROR=True)),
+    (["--no-augmentation"], dict(AUGMENTATION=False, MIRROR=False)),
     (["--dataset", "mnist", "--filters", "8", "16"], dict(FILTERS=[8, 16])),
     (["--filters", "8", "8", "--no-whitening"], dict(FILTERS=[8, 8])),
     (["--dataset", "photos/", "--image-size", "32"], dict(EPOCHS=30, IMAGE_SIZE=32)),
     (["--dataset", "x.npz", "--filters", "1", "1", "1", "1", "1", "1"], dict(FILTERS=[1] * 6)),
-    (["--model", "mobilenet_v2", "--filters", "1", "1", "1"], dict(MODEL="mobilenet_v2")),
+    (["--model", "mobilenet_v2", "--fine-tune", "2", "--shift", "3"], dict(FINE_TUNE=2, SHIFT=3)),
     (["--dataset", "gone", "--predict", "a.png", "b.png"], dict(PREDICT=["a.png", "b.png"])),
     (["--seed", "4294967295", "--learning-rate", "1e-3"],
      dict(SEED=2**32 - 1, LEARNING_RATE=0.001)),
@@ -161,6 +161,35 @@ def test_flags_change_the_block(tmp_path, capsys, flags, expected):
         assert settings[name] == getattr(script, name) == value
         assert type(settings[name]) is type(value)
     assert list(settings) == list(script.setting_rules)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("flags, idle", [
+    (["--no-augmentation", "--mirror"], "--mirror"),
+    (["--no-augmentation", "--shift", "1", "--epochs", "2"], "--shift"),
+    (["--learning-rate", "0.1", "--model", "mobilenet_v2"], "--learning-rate"),
+    (["--model", "vgg16", "--no-whitening"], "--no-whitening"),
+    (["--model", "vgg16", "--filters", "1", "1", "1"], "--filters"),
+    (["--model", "resnet50", "--shift", "1"], "--shift"),
+    (["--fine-tune", "2"], "--fine-tune"),
+    (["--image-size", "32"], "--image-size"),
+    (["--dataset", "x.npz", "--image-size", "32"], "--image-size"),
+])
+def test_a_flag_without_effect_is_named(tmp_path, capsys, flags, idle):
+    (tmp_path / "x.npz").write_bytes(b"")
+    read(*flags)
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"Warning: {idle} has no effect with ")
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_pictures_smaller_than_the_network_wants_get_a_warning(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    read("--dataset", "photos", "--model", "mobilenet_v2")
+    assert "--image-size 96 shows" in capsys.readouterr().err
+    read("--dataset", "photos", "--model", "mobilenet_v2", "--image-size", "96")
+    read("--dataset", "photos")
+    read("--dataset", "cifar10", "--model", "mobilenet_v2")
     assert capsys.readouterr().err == ""
 
 
@@ -690,6 +719,8 @@ def test_changed_nothing_is_true(outputs, monkeypatch, capsys):
     record(data="one")
     assert change_after(data="one") == "nothing"
     assert change_after(data="two") == "the images"
+    assert change_after(data="two", epochs_trained=30) == "nothing"
+    assert change_after(data="two", epochs_trained=7) == "epochs trained 30 -> 7"
     monkeypatch.setattr(script, "script_hash", lambda: "01234567")
     assert change_after(data="two") == "the script itself"
     monkeypatch.setattr(script, "script_hash", lambda: "unknown")

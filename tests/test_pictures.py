@@ -334,6 +334,37 @@ def test_unreadable_files_are_named_and_left_out(tmp_path, capsys):
     assert (brightness[:3] < 130).all() and (brightness[3:] > 190).all(), "gaps are closed in order"
 
 
+def test_what_is_in_no_class_folder_is_named(tmp_path, capsys):
+    make_folder(tmp_path)
+    make_folder(tmp_path / "cat", ["more"])
+    (tmp_path / "labels.csv").write_text("no picture")
+    script.read_folder(tmp_path)
+    assert capsys.readouterr().err == (
+        f"Warning: Skipped {tmp_path}/cat/more: only files directly in a class folder are read.\n")
+    (tmp_path / "cat/more/0.png").rename(tmp_path / "0.PNG")
+    script.read_folder(tmp_path)
+    assert f"Skipped what is in no class folder of {tmp_path}: 1 picture" in capsys.readouterr().err
+
+
+def test_test_images_that_are_training_images_are_named(tmp_path, settings, capsys):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (60, SIZE, SIZE, 1)).astype("uint8")
+    labels = np.arange(60) % 2
+    tested = random.integers(0, 256, (10, SIZE, SIZE, 1)).astype("uint8")
+    tested[3] = images[0]
+    tested[4] = images[59]
+    tested[5] = images[20] // 2  # of another brightness: not the same
+    (tmp_path / "x.npz").write_bytes(b"")
+    settings(DATASET=str(tmp_path / "x.npz"), FILTERS=[8])
+    for number in (2, 0):
+        np.savez(tmp_path / "x.npz", x_train=images, y_train=labels,
+                 x_test=tested, y_test=labels[:10], x_val=images[10:20], y_val=labels[10:20])
+        script.load_data()
+        printed = capsys.readouterr().err
+        assert (f"{number} of the 10 test images are training images" in printed) == (number > 0)
+        tested[3:5] //= 2
+
+
 # 14.12: names that are not UTF-8
 
 @pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names are UTF-8 there")
