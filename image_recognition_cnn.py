@@ -1454,8 +1454,12 @@ def predict_pictures(words):
         answer = f"{names[likeliest[0]]}, {in_percent(probabilities.max())}"
         titles.append(f"{file_name}\n{answer}")
     if images:
-        draw_predictions(images[:60], titles[:60], folder / "predictions.png")
-        print(f"Drawn in {folder / 'predictions.png'}")
+        drawing = folder / "predictions.png"
+        try:
+            draw_predictions(images[:60], titles[:60], drawing)
+            print(f"Drawn in {drawing}")
+        except OSError as error:  # the folder is somebody else's, the disk is full, ...
+            warn(f"{drawing} can't be written ({error.strerror}).")
     if missing or len(images) < len(paths):
         raise SystemExit(1)
 
@@ -2616,6 +2620,7 @@ def write_page(model, class_names, about, title, path):
         "input_shape": model.input_shape[1:],
         "white_on_black": bool(about["white_on_black"]),
         "ink_share": float(about["ink_share"]),
+        "parameters": model.count_params(),  # as model.summary() counts them
         "steps": steps,
     }
     # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
@@ -3505,11 +3510,13 @@ def publish_results(unfinished):
         results.mkdir(exist_ok=True)
         for name in files_of_an_older_model:
             (results / name).unlink(missing_ok=True)
-        for path in sorted(unfinished.iterdir()):
+        paths = sorted(unfinished.iterdir())
+        paths.sort(key=lambda path: path.name == "history.csv")  # last: --resume needs it
+        for path in paths:
             if path.is_file() and path.name != "lock":
                 path.replace(results / path.name)
         release_lock()
-        shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
         files = ", ".join(sorted(path.name for path in results.iterdir()))
         print(f"In {results.resolve()}: {files}")
     except OSError as error:
@@ -3563,6 +3570,8 @@ def record_experiment(settings, results, fingerprint):
         return
     compare_with_earlier(row, earlier)
     try:
+        if waiting.exists():  # can it be removed? If not, its rows would be added at each run
+            write_table(waiting, read_tables([waiting], columns=list(row)))
         write_table(table, pd.concat([earlier, pd.DataFrame([row])]))
         waiting.unlink(missing_ok=True)
     except (OSError, ValueError) as error:
@@ -4206,8 +4215,8 @@ function roundHalfToEven(number) {
   return number - low === 0.5 ? low + low % 2 : Math.round(number);
 }
 
-// Cuts out the ink and puts it in the middle of a black square, with as much room around it as the
-// training images have. Returns null if there is no ink.
+// Cuts out the ink and puts it in the middle of a black frame of the network's proportions, with as
+// much room around it as the training images have. Returns null if there is no ink.
 function cutOutInk(grey) {
   let left = grey.width, right = -1, top = grey.height, bottom = -1;
   for (let row = 0; row < grey.height; row++) {
@@ -4221,17 +4230,21 @@ function cutOutInk(grey) {
     }
   }
   if (right < 0) return null;
-  const width = right - left + 1, height = bottom - top + 1, side = Math.max(width, height);
-  const border = roundHalfToEven(side * (1 / data.ink_share - 1) / 2);
-  const square = picture(side + 2 * border, side + 2 * border, 1);
-  const toLeft = border + roundHalfToEven((side - width) / 2);
-  const toTop = border + roundHalfToEven((side - height) / 2);
+  const width = right - left + 1, height = bottom - top + 1;
+  const scale = Math.max(width / WIDTH, height / HEIGHT);
+  const across = roundHalfToEven(WIDTH * scale), down = roundHalfToEven(HEIGHT * scale);
+  const borderShare = (1 / data.ink_share - 1) / 2;
+  const besides = roundHalfToEven(across * borderShare);
+  const above = roundHalfToEven(down * borderShare);
+  const frame = picture(across + 2 * besides, down + 2 * above, 1);
+  const toLeft = besides + roundHalfToEven((across - width) / 2);
+  const toTop = above + roundHalfToEven((down - height) / 2);
   for (let row = 0; row < height; row++) {
     const from = (top + row) * grey.width + left;
     const line = grey.values.subarray(from, from + width);
-    square.values.set(line, (toTop + row) * square.width + toLeft);
+    frame.values.set(line, (toTop + row) * frame.width + toLeft);
   }
-  return square;
+  return frame;
 }
 
 // How much each old pixel counts for each new one along a side: "bicubic". To make a picture
@@ -4666,7 +4679,8 @@ function makeStages() {
     caption.append(headline, line);
     figure.append(caption, canvas);
     element("stages").append(figure);
-    stageCanvases.push({figure, headline, canvas, isDense: steps[0].startsWith("dense")});
+    const isDense = steps.some((name) => name.startsWith("dense"));
+    stageCanvases.push({figure, headline, canvas, isDense});
     steps = [];
   }
 }
@@ -4736,14 +4750,12 @@ element("open").addEventListener("click", () => {
 
 // ---------- Start ----------
 
-let numberOfWeights = 0;
-for (const step of data.steps) numberOfWeights += step.weights.length;
 document.title = `Try it: ${data.title}`;
 element("title").textContent = `Try it: ${data.title}`;
 element("about").textContent = `It knows ${names.length} classes: ${fewNames()}`;
 element("classes").hidden = names.length <= 12;
 element("classes").lastChild.textContent = names.join(", ");
-element("foot").textContent = `A network with ${numberOfWeights.toLocaleString("en")} weights, `
+element("foot").textContent = `A network with ${data.parameters.toLocaleString("en")} weights, `
   + "trained with image_recognition_cnn.py. All is computed on this device, also without a "
   + "connection; no picture leaves it. In the source text of this page, the network stands as "
   + "plain loops.";

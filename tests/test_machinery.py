@@ -526,8 +526,10 @@ def test_a_result_that_cannot_take_its_place_is_not_lost(tmp_path, capsys):
     (tmp_path / "outputs" / "digits" / "metrics.json").mkdir(parents=True)
     folder = open_folder()
     (folder / "metrics.json").write_text("new")
+    (folder / "history.csv").write_text("of all epochs")
     with one_sentence(capsys, "metrics.json", "--resume"):
         script.publish_results(folder)
+    assert (folder / "history.csv").exists(), "--resume needs it"
     (tmp_path / "outputs" / "digits" / "metrics.json").rmdir()
     script.publish_results(open_folder("--resume"))
     assert (tmp_path / "outputs" / "digits" / "metrics.json").read_text() == "new"
@@ -800,6 +802,26 @@ def test_a_table_that_cannot_be_read_stays_and_the_row_waits(outputs, capsys, co
     assert list(table("experiments_waiting.csv")["validation_accuracy"]) == ["0.9"]
     if content != "folder":
         assert (outputs / "experiments.csv").read_bytes() == content
+
+
+def test_a_waiting_row_is_added_once(outputs, capsys, monkeypatch):
+    (outputs / "experiments.csv").mkdir()
+    record(accuracy=0.9)
+    (outputs / "experiments.csv").rmdir()
+    write_table = script.write_table
+
+    def write_no_waiting_table(path, rows):  # it is open in Excel
+        if path.name == "experiments_waiting.csv":
+            raise PermissionError("in use")
+        write_table(path, rows)
+
+    monkeypatch.setattr(script, "write_table", write_no_waiting_table)
+    record(accuracy=0.8)
+    assert table() is None and "metrics.json" in capsys.readouterr().err
+    monkeypatch.setattr(script, "write_table", write_table)
+    record(accuracy=0.7)
+    assert list(table()["validation_accuracy"]) == ["0.9", "0.7"]
+    assert table("experiments_waiting.csv") is None
 
 
 def test_rows_that_can_be_written_nowhere_are_named(outputs, capsys):

@@ -282,6 +282,8 @@ def pictures():
 @pytest.mark.parametrize("about, shape", [
     (DRAWINGS, (8, 8, 1)),
     ({"white_on_black": True, "ink_share": 20 / 28}, (28, 28, 1)),
+    ({"white_on_black": True, "ink_share": 20 / 28}, (28, 56, 1)),
+    ({"white_on_black": True, "ink_share": 0.6}, (30, 18, 1)),
     (PHOTOS, (32, 32, 3)),
     (PHOTOS, (20, 31, 1)),
 ])
@@ -311,6 +313,20 @@ def test_a_photo_that_lies_on_its_side_is_turned(opened):
 
 
 # --- drawing, picture, camera ---------------------------------------------------------------------
+
+def test_a_dense_layer_behind_global_pooling_is_neurons(opened):
+    model = keras.Sequential([
+        keras.Input((8, 8, 1)), layers.Conv2D(4, 3, padding="same"), layers.BatchNormalization(),
+        layers.ReLU(), layers.MaxPooling2D(8), layers.Flatten(), layers.Dense(70, activation="relu"),
+        layers.Dense(2, activation="softmax")])
+    page = opened(model, ["a", "b"], DRAWINGS)
+    draw(page, THREE)
+    page.click("#open")
+    page.wait_for_timeout(300)
+    stages = page.locator("#stages figure h3").all_inner_texts()
+    assert stages == ["Stage 1: 4 maps of 8 × 8", "Stage 2: 70 neurons"]
+    assert f"A network with {model.count_params()} weights" in page.inner_text("#foot")
+
 
 def test_drawn_digits_are_recognized(digits, opened):
     page = opened(digits[0], ten(), DRAWINGS, "digits")

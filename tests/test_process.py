@@ -88,6 +88,12 @@ def test_predict_on_paper_on_black_and_in_16_bits(default_run, capsys, run):
     after = contents(folder / "digits")
     assert after.pop("predictions.png")[:4] == b"\x89PNG" and after == before
     (folder / "digits" / "predictions.png").unlink()
+    (folder / "digits" / "predictions.png").mkdir()  # so that nothing can be drawn there
+    run(PREDICT=names[:1], OUTPUT_DIR=str(folder))
+    printed = capsys.readouterr()
+    assert f"{names[0]}: " in printed.out and "Drawn" not in printed.out
+    assert printed.err.startswith("Warning: ") and "predictions.png can't be written" in printed.err
+    (folder / "digits" / "predictions.png").rmdir()
 
 
 def test_predict_with_the_model_of_another_data_set_stops(default_run, capsys, run, tmp_path):
