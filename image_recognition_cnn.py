@@ -669,7 +669,7 @@ def batches(images, labels, num_classes, training=False):
     dataset = dataset.batch(batch_size_for(len(images)), drop_remainder=training)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread can hold up the end of an epoch (TensorFlow 2.21)
-    # Two batches wait, ready. It is meant for a GPU; on two cores it gives 0 % (tests/BENCHMARK.md).
+    # Two batches wait, ready: meant for a GPU. On two cores it gives 0 % (tests/BENCHMARK.md).
     return dataset.prefetch(2).with_options(options)
 
 
