@@ -172,8 +172,9 @@ def load_data():
         train, test = split(train, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
         train, validation = split(train, share=VALIDATION_SPLIT)
-    if DATASET not in built_in_sizes:
-        warn_of_copies(train[0], test[0])
+    if DATASET not in built_in_sizes:  # own pictures: some may be there twice
+        warn_of_copies(train[0], validation[0], "validation")
+        warn_of_copies(train[0], test[0], "test")
     about = about_the_images(train[0], pixel_range)
     return train, validation, test, class_names, about
 
@@ -669,8 +670,7 @@ def batches(images, labels, num_classes, training=False):
     dataset = dataset.batch(batch_size_for(len(images)), drop_remainder=training)
     options = tf.data.Options()
     options.autotune.enabled = False  # its thread can hold up the end of an epoch (TensorFlow 2.21)
-    # Two batches wait, ready: meant for a GPU. On two cores it gives 0 % (tests/BENCHMARK.md).
-    return dataset.prefetch(2).with_options(options)
+    return dataset.with_options(options)
 
 
 def add_columns_callback(model):
@@ -1300,7 +1300,8 @@ def strongest_patches(maps, images, field):
     patches = []
     for k in range(filters):
         answers = maps[..., k].reshape(len(maps), -1)  # (number, rows * columns)
-        best_images = answers.max(axis=1).argsort()[::-1][:9]
+        strongest = answers.max(axis=1)  # (number,): the strongest answer in each image
+        best_images = np.argsort(-strongest)[:9]
         of_filter = []
         for i in best_images:
             row, column = np.unravel_index(answers[i].argmax(), (rows, columns))
@@ -1447,8 +1448,9 @@ def predict_pictures(words):
             warn(f"{readable(path)} is of one shade when it is brought to the range of the "
                  "training pictures: the answer says nothing.")
         batch_of_one = image[np.newaxis]  # (1, height, width, channels)
-        probabilities = predict(model, batch_of_one)[0]  # (number of classes,): its only row
-        likeliest = probabilities.argsort()[::-1][:3]
+        batch_of_answers = predict(model, batch_of_one)  # (1, number of classes)
+        probabilities = batch_of_answers[0]  # (number of classes,)
+        likeliest = np.argsort(-probabilities)[:3]  # argsort: the places, the smallest number first
         answers = [f"{class_names[i]} {probabilities[i]:.1%}" for i in likeliest]
         print(f"{readable(path)}: {', '.join(answers)}")
         images.append(image)
@@ -2247,17 +2249,18 @@ def check_images(x, name):
              "all have the same range of values? Look at some of them.")
 
 
-def warn_of_copies(x_train, x_test):
-    """Warn if test images are training images, too: these the network may know by heart.
+def warn_of_copies(x_train, x_part, part):
+    """Warn if images of another part are training images, too: the network may know them by heart.
 
-    Both: (number, height, width, channels) uint8. Only images that agree in every pixel are found.
+    Both: (number, height, width, channels) uint8. part: "validation" or "test". Only images that
+    agree in every pixel are found.
     """
     known = {hash(image.tobytes()) for image in x_train}
-    is_copy = [hash(image.tobytes()) in known for image in x_test]
+    is_copy = [hash(image.tobytes()) in known for image in x_part]
     number = sum(is_copy)
     if number > 0:
-        warn(f"{number} of the {len(x_test)} test images are training images, too. So the test "
-             "accuracy is too high: remove the copies.")
+        warn(f"{number} of the {len(x_part)} {part} images are training images, too. So the "
+             f"{part} accuracy is too high: remove the copies.")
 
 
 # %% Your own pictures: an .npz file, which holds NumPy arrays under names

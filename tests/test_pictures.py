@@ -6,6 +6,7 @@ The data are made here. The names that start with `script.` are those of the pro
 import json
 import os
 import pathlib
+import re
 import sys
 import zlib
 
@@ -356,13 +357,19 @@ def test_test_images_that_are_training_images_are_named(tmp_path, settings, caps
     tested[5] = images[20] // 2  # of another brightness: not the same
     (tmp_path / "x.npz").write_bytes(b"")
     settings(DATASET=str(tmp_path / "x.npz"), FILTERS=[8])
-    for number in (2, 0):
-        np.savez(tmp_path / "x.npz", x_train=images, y_train=labels,
-                 x_test=tested, y_test=labels[:10], x_val=images[10:20], y_val=labels[10:20])
+    others = random.integers(0, 256, (10, SIZE, SIZE, 1)).astype("uint8")
+    for part, number in (("test", 2), ("validation", 2), ("none", 0)):
+        x_test, x_val = others, others // 2
+        if part == "test":
+            x_test = tested
+        if part == "validation":
+            x_val = tested
+        np.savez(tmp_path / "x.npz", x_train=images, y_train=labels, x_test=x_test,
+                 y_test=labels[:10], x_val=x_val, y_val=labels[:10])
         script.load_data()
         printed = capsys.readouterr().err
-        assert (f"{number} of the 10 test images are training images" in printed) == (number > 0)
-        tested[3:5] //= 2
+        found = re.findall(r"(\d+) of the 10 (\w+) images are training images", printed)
+        assert found == ([(str(number), part)] if number else [])
 
 
 # 14.12: names that are not UTF-8

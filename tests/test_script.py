@@ -524,6 +524,24 @@ def test_cells_run_one_after_the_other(tmp_path, monkeypatch):
     assert_complete(folder, epochs=1, files=sorted([*NUMBERS, "try_it.html"]))
 
 
+def test_early_pooling_saves_half_of_all_multiplications(settings):
+    """As the docstring of add_block says, with the filters of CIFAR-10."""
+    settings(DATASET="cifar10")
+    images = np.random.default_rng(0).integers(0, 256, (500, 32, 32, 3)).astype("uint8")
+    model = script.build_cnn(images, 10)
+    early = 0
+    late = 0  # if pooling came behind the second convolution of a block
+    for layer in model.layers:
+        if isinstance(layer, script.layers.Conv2D):
+            per_place = layer.kernel.shape.num_elements()
+            places = layer.output.shape[1] * layer.output.shape[2]
+            early += per_place * places
+            is_first_of_block = layer.kernel.shape[2] != layer.kernel.shape[3]
+            late += per_place * (places if is_first_of_block else places_before)
+            places_before = places
+    assert 0.4 < early / late < 0.6
+
+
 def test_readme_and_head_name_only_what_is_there(tmp_path, monkeypatch, capsys):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     flags = {script.flag(name) for name in script.setting_rules} | {"--help", "--version"}
