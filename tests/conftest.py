@@ -5,7 +5,6 @@ test, too, and TensorFlow takes seconds to load.
 """
 
 import atexit
-import functools
 import os
 import pathlib
 import shutil
@@ -15,94 +14,74 @@ import tempfile
 import pytest
 
 pytest.register_assert_rewrite("helpers")
-NOWHERE = "http://127.0.0.1:9"
 for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-    os.environ[name] = NOWHERE
-os.environ["no_proxy"] = os.environ["NO_PROXY"] = ""
-os.environ["MPLBACKEND"] = "Agg"
-os.environ["KERAS_HOME"] = tempfile.mkdtemp()  # an empty one for each process
+    os.environ[name] = "http://127.0.0.1:9"  # nothing listens there
+os.environ.update(no_proxy="", NO_PROXY="", MPLBACKEND="Agg", KERAS_HOME=tempfile.mkdtemp())
 atexit.register(shutil.rmtree, os.environ["KERAS_HOME"], ignore_errors=True)
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, os.environ.get("SCRIPT_FOLDER") or str(pathlib.Path(__file__).parents[1]))
 
 
-SLOW_FIRST = ["test_process", "test_script", "test_page", "test_transfer", "test_litert", "test_drawing"]
-
-
-def pytest_collection_modifyitems(items):
-    """Begin with the files that take longest, so that both processes end at about the same time."""
-    def place(item):
-        return SLOW_FIRST.index(item.path.stem) if item.path.stem in SLOW_FIRST else len(SLOW_FIRST)
-
-    items.sort(key=place)  # within a place, the order stays
-
-
-@functools.cache
-def settings_block():
+@pytest.fixture(scope="session")
+def block():
     """The settings as they are written in the script."""
     import image_recognition_cnn as script
 
-    return {name: getattr(script, name) for name in script.setting_rules}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def settings_block_before_any_change():
-    settings_block()
-
-
-def restart():
-    """Make the script what it is in a new process."""
-    import image_recognition_cnn as script
-
-    for name, value in settings_block().items():
-        setattr(script, name, value)
-    script.resolved_settings.clear()
-    script.release_lock()
-    script.plt.close("all")
-    script.keras.config.set_dtype_policy("float32")
-
-
-def change_settings(**changes):
-    """Set settings, resolved as for a run; read no data. Call restart afterwards."""
-    import image_recognition_cnn as script
-
-    restart()
-    for name, value in changes.items():
-        assert name in settings_block(), name
-        setattr(script, name, value)
-    return script.read_settings()
+    return {name: getattr(script, name) for name in script.RULES}
 
 
 @pytest.fixture
-def settings():
-    """Return change_settings; the settings are put back after the test."""
-    yield change_settings
+def settings(block, tmp_path, monkeypatch):
+    """Return a function that changes settings and reads them, in an empty folder; put them back."""
+    import image_recognition_cnn as script
+
+    def restart():
+        for name, value in block.items():
+            setattr(script, name, value)
+        script.taken.clear()
+        script.plt.close("all")
+
+    def change(**changes):
+        restart()
+        for name, value in changes.items():
+            assert name in block, name
+            setattr(script, name, value)
+        return script.read_settings()
+
+    monkeypatch.chdir(tmp_path)
+    yield change
     restart()
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def read(settings, monkeypatch):
+    """Return a function that reads the settings as a program with these flags does."""
+    def read_with(flags="", **written_into_the_block):
+        import image_recognition_cnn as script
+
+        monkeypatch.setattr(sys, "argv", [script.__file__, *flags.split()])
+        return settings(**written_into_the_block)
+
+    return read_with
+
+
+@pytest.fixture
+def run(settings):
     """Return a function that runs main() in an empty folder with the given settings."""
     import image_recognition_cnn as script
 
-    monkeypatch.chdir(tmp_path)
-
     def run_main(**changes):
-        restart()
-        for name, value in changes.items():
-            assert name in settings_block(), name
-            setattr(script, name, value)
+        settings(**changes)
         return script.main()
 
-    yield run_main
-    restart()
+    return run_main
 
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """Leave out pictures, exports and the answers without a network: they take half of a run."""
+    """Leave out what takes half of a run: pictures, exports, the answers without a network."""
     import image_recognition_cnn as script
 
-    for name in dir(script):
-        if name.startswith("draw_") or name in ("write_page", "write_phone_model"):
-            monkeypatch.setattr(script, name, lambda *_: None)
-    monkeypatch.setattr(script, "simple_answers", lambda *_: {})
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)
+    for name in set(dir(script)) - {"draw_training_images"}:  # on this, the first weights depend
+        if name.startswith(("draw_", "write_p", "describe_data")):
+            monkeypatch.setattr(script, name, lambda *_, **__: None)
