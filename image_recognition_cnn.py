@@ -178,38 +178,12 @@ def load_keras_dataset():
         "cifar10": "datasets/cifar-10-batches-py-target_archive",
     }[DATASET]
     parts = []
-    for images, labels in from_keras(getattr(keras.datasets, DATASET).load_data, place):
+    load = getattr(keras.datasets, DATASET).load_data
+    for images, labels in from_keras(load, place):  # chapter 10
         if images.ndim == 3:
             images = images[..., np.newaxis]  # (60000, 28, 28) becomes (60000, 28, 28, 1)
         parts.append((images, labels.ravel().astype(int)))
     return parts
-
-
-def from_keras(load, place, **options):
-    """Return load(**options), for which Keras downloads a file once; stop if that fails.
-
-    place: of the file in Keras' folder, where a copy does as well.
-    """
-    socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
-    home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    copies = sorted(home.glob(place))
-    for copy in copies:  # Keras deletes a copy that is not the one it knows: a second name keeps it
-        with contextlib.suppress(OSError):
-            os.link(copy, f"{copy}.kept")
-    try:
-        return load(**options)
-    except Exception as error:  # no internet, a broken file, no room on the disk, ...
-        reason = " ".join(str(error).split())[:200].rstrip(".")
-        found = " The file there is not the one that Keras expects." if copies else ""
-        stop(f"Keras could not load its file ({reason}): put a copy of it at {home / place} (or "
-             f"set KERAS_HOME to the folder that holds {place}).{found} --dataset digits and "
-             "--model cnn need no download.")
-    finally:
-        for copy in copies:
-            with contextlib.suppress(OSError):
-                if not copy.exists():
-                    os.link(f"{copy}.kept", copy)
-                os.remove(f"{copy}.kept")
 
 
 def split(part, share):
@@ -230,7 +204,7 @@ def split(part, share):
 # %% 2. A look at the data: before any training, know what you have
 # Is every class there, and about as often as the others? Are the labels right? Would you recognize
 # the images yourself? And what do answers without a network reach? The network has to beat these.
-# The colours are such as colour-blind readers tell apart. A $ in a name is no formula.
+# Colours for the colour-blind, too; a $ in a name is no formula.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
 
@@ -290,9 +264,8 @@ def draw_training_images(x_train, y_train, names, folder):
     views = np.repeat(image[np.newaxis], 9, axis=0).astype("float32")  # (9, height, width, ...)
     for layer in augmentation_layers(image.shape):
         views[1:] = layer(views[1:], training=True)
-    when = "epoch" if MODEL == "cnn" else "epoch of fine-tuning"
-    lower.suptitle(f"One training image, and what the network gets instead of it in each {when}, "
-                   f"changed at random (SHIFT {SHIFT}, MIRROR {MIRROR})")
+    lower.suptitle("One training image, and what the network gets instead of it in each epoch (a "
+                   f"pretrained one: of FINE_TUNE), at random: SHIFT {SHIFT}, MIRROR {MIRROR}")
     texts = ["the image", *(f"epoch {epoch}" for epoch in range(1, 9))]
     draw_grid(lower, views.round().clip(0, 255).astype("uint8"), texts, columns=9)
     figure.savefig(folder / "training_images.png", dpi=120)
@@ -334,8 +307,8 @@ def build_cnn(x_train, num_classes):
     model.add(keras.Input(x_train.shape[1:]))  # (32, 32, 3)
     for layer in augmentation_layers(x_train.shape[1:]):
         model.add(layer)  # (32, 32, 3), only in training
-    # (pixel - mean) / standard deviation, for each channel. It is part of the model, so the saved
-    # model takes raw pixels, and nobody has to scale them by hand.
+    # (pixel - mean) / standard deviation, for each channel. As a part of the model: so it takes raw
+    # pixels, and nobody has to scale them by hand.
     normalization = layers.Normalization()
     normalization.adapt(every_kth(x_train, 10_000_000))
     model.add(normalization)  # (32, 32, 3)
@@ -541,9 +514,8 @@ def make_optimizer(learning_rate, weight_decay):
     Hutter, 2019). As a part of the loss, Adam would divide it, too, and weights with large
     gradients would hardly decay.
     """
-    if OPTIMIZER == "adam":
-        optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
-    else:
+    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
+    if OPTIMIZER == "sgd":
         optimizer = keras.optimizers.SGD(
             learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     # Offsets (bias, beta) and scales (gamma) are few and do not learn images by heart: no decay.
@@ -574,9 +546,8 @@ def fit(model, training, validation, epochs, folder):
             plt.close()
             print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
 
-    checkpoint = callbacks.BackupAndRestore(
-        folder / "resume" / f"from_epoch_{epochs.start}", double_checkpoint=True,
-        delete_checkpoint=False)
+    place = folder / "resume" / f"from_epoch_{epochs.start}"
+    checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
     try:  # verbose: 1 is a moving bar; in a file, 2 is a line per epoch
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
@@ -692,8 +663,8 @@ def draw_confusion_matrix(counts, names, folder):
         true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
         worst = (f"Commonest mistake: {names[true]} taken for {names[predicted]}, "
                  f"{mistakes.max()} of {counts[true].sum():,} times").replace("\n", " ")
-    few = len(names) <= 30  # there is room for numbers in the cells
     side = np.clip(3 + 0.6 * len(names), 6.5, 22)  # inches
+    few = len(names) <= 30  # there is room for numbers in the cells
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     sns.heatmap(shares, mask=counts == 0, annot=counts if few else None, fmt="d", ax=axis, vmin=0,
                 vmax=1, cmap="Blues", linecolor="lightgrey", linewidths=0.5 if few else 0,
@@ -723,8 +694,7 @@ def draw_predictions(x, y, probabilities, names, folder):
     figure.savefig(folder / "sample_predictions.png", dpi=120)
 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
-    surest_first = np.argsort(-probabilities[wrong].max(axis=1))  # the places, smallest first
-    surest = wrong[surest_first[:30]]
+    surest = wrong[np.argsort(-probabilities[wrong].max(axis=1))[:30]]  # argsort: smallest first
     headline = (f"{len(wrong):,} answers to {len(y):,} test images are wrong; here are the "
                 f"{len(surest)} surest. Is it always the network that is wrong?")
     figure, _ = draw_answers(x[surest], y[surest], probabilities[surest], names, headline)
@@ -796,8 +766,8 @@ def occlusion_map(model, image, class_index):
     images = np.repeat(image[np.newaxis], 1 + len(places), axis=0)  # image 0 stays whole
     for covered, place in zip(images[1:], places):
         covered[place] = image.mean(axis=(0, 1))  # the mean colour
-    falls = predict(model, images)[:, class_index]
-    falls = falls[0] - falls[1:]
+    probabilities = predict(model, images)[:, class_index]
+    falls = probabilities[0] - probabilities[1:]
     total = np.zeros((height, width))
     times = np.zeros((height, width))
     for place, fall in zip(places, falls):
@@ -892,10 +862,10 @@ def strongest_parts(maps, images, side):
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned there are of use for other pictures too. So all its layers but the last are
 # kept as they are (frozen). Only a new last layer, the head, is trained: that takes few pictures.
-PRETRAINED = {
-    "mobilenet_v2": keras.applications.mobilenet_v2,  # Sandler et al., 2018
-    "vgg16": keras.applications.vgg16,  # Simonyan and Zisserman, 2014
-    "resnet50": keras.applications.resnet50,  # He et al., 2015
+PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
+    "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
+    "vgg16": (keras.applications.vgg16, "VGG16"),
+    "resnet50": (keras.applications.resnet50, "ResNet50"),
 }
 
 
@@ -904,9 +874,8 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
 
     The shapes are those of CIFAR-10 and MobileNetV2. weights: "imagenet", or None (random).
     """
-    module = PRETRAINED[MODEL]
-    make = {"mobilenet_v2": "MobileNetV2", "vgg16": "VGG16", "resnet50": "ResNet50"}[MODEL]
-    base = from_keras(getattr(module, make), f"models/{MODEL.partition('_')[0]}*", weights=weights,
+    module, name = PRETRAINED[MODEL]
+    base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*", weights=weights,
                       include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
     base.trainable = False  # frozen
     pixels = keras.Input(image_shape)  # (32, 32, 3)
@@ -1497,7 +1466,13 @@ def read_settings():
     settings.update(read_flags(settings))
     for name in ["DATASET", "MODEL", "OPTIMIZER", *RULES]:  # the first three decide on the others
         written = settings[name]
-        settings[name] = checked_value(name, value_in_hand(name, written))
+        if isinstance(written, dict) and name != "DATASET":
+            fitting = [key for key in written if key in (OPTIMIZER, data_title(), "others")
+                       or (key == "pretrained" and MODEL != "cnn")]
+            if not fitting:
+                stop(f"{name} has no value for {data_title()}: write others=... into the dict(...)")
+            settings[name] = written[fitting[0]]
+        settings[name] = checked_value(name, settings[name])
         if isinstance(written, dict):
             taken[name] = (written, settings[name])
         globals()[name] = settings[name]
@@ -1530,16 +1505,6 @@ def read_flags(block):
             options["nargs"] = "+" if name in LISTS else None
         parser.add_argument(f"--{name.lower().replace('_', '-')}", **options)
     return {name.upper(): value for name, value in vars(parser.parse_args()).items()}
-
-
-def value_in_hand(name, written):
-    """Return a setting's value for this run: of a dict(...), that of the first name that fits."""
-    if not isinstance(written, dict) or name == "DATASET":
-        return written
-    for key, value in written.items():
-        if key in (OPTIMIZER, data_title(), "others") or (key == "pretrained" and MODEL != "cnn"):
-            return value
-    stop(f"{name} has no value for {data_title()}: write others=... into its dict(...).")
 
 
 def checked_value(name, value):
@@ -1582,6 +1547,33 @@ def names_for_pictures(class_names):
             warn("no font here has the letters of the names: pictures show numbers in their place.")
             return [str(number) for number in range(len(class_names))]
     return [textwrap.fill(name, 16) for name in class_names]
+
+
+def from_keras(load, place, **options):
+    """Return load(**options), for which Keras downloads a file once; stop if that fails.
+
+    place: of the file in Keras' folder, where a copy does as well.
+    """
+    socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
+    home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    copies = sorted(home.glob(place))
+    for copy in copies:  # Keras deletes a copy that is not the one it knows: a second name keeps it
+        with contextlib.suppress(OSError):
+            os.link(copy, f"{copy}.kept")
+    try:
+        return load(**options)
+    except Exception as error:  # no internet, a broken file, no room on the disk, ...
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        found = " The file there is not the one that Keras expects." if copies else ""
+        stop(f"Keras could not load its file ({reason}): put a copy of it at {home / place} (or "
+             f"set KERAS_HOME to the folder that holds {place}).{found} --dataset digits and "
+             "--model cnn need no download.")
+    finally:
+        for copy in copies:
+            with contextlib.suppress(OSError):
+                if not copy.exists():
+                    os.link(f"{copy}.kept", copy)
+                os.remove(f"{copy}.kept")
 
 
 def results_folder():
@@ -1742,9 +1734,11 @@ PAGE = r"""<!doctype html>
   #answer { font-size: 1.8rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
   #seen { display: block; width: 6rem; border-radius: .6rem; image-rendering: pixelated; }
   #bars { margin: .5rem 0 0; padding: 0; list-style: none; max-height: 15rem; overflow: auto; }
-  #bars li { display: grid; grid-template-columns: 1fr 1fr 3.6rem; gap: .6rem;
+  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem;
     align-items: center; }
   meter { width: 100%; }
+  meter::-webkit-meter-optimum-value { background: var(--accent); }
+  meter::-moz-meter-bar { background: var(--accent); }
   #stages canvas { display: block; max-width: 100%; margin-bottom: 1rem; border-radius: .4rem;
     image-rendering: pixelated; }
   summary { cursor: pointer; font-weight: 600; }
@@ -1759,7 +1753,7 @@ PAGE = r"""<!doctype html>
   <header><h1 id="title"></h1><p id="about" class="quiet"></p></header>
   <div id="two">
     <section class="card" aria-label="Picture">
-      <canvas id="pad" width="400" height="400" role="img" aria-label="The picture"></canvas>
+      <canvas id="pad" width="300" height="300" role="img" aria-label="The picture"></canvas>
       <div class="tools">
         <button type="button" id="clear">Clear</button>
         <label class="button">Picture <input type="file" id="file" accept="image/*"></label>
@@ -2026,7 +2020,7 @@ const pens = new Map();  // where each finger was last
 function clearPad() {
   stopCamera();
   const larger = Math.ceil(400 / Math.max(WIDTH, HEIGHT));
-  [pad.width, pad.height] = data.white_on_black ? [400, 400] : [WIDTH * larger, HEIGHT * larger];
+  [pad.width, pad.height] = data.white_on_black ? [300, 300] : [WIDTH * larger, HEIGHT * larger];
   pen.fillStyle = "black";
   pen.fillRect(0, 0, pad.width, pad.height);
   isEmpty = true;
@@ -2120,7 +2114,7 @@ function drawTo(event) {
 
 pad.addEventListener("pointerdown", (event) => {
   if (!data.white_on_black || event.button > 0) return;
-  if (stream || pad.width !== 400 || pad.height !== 400) clearPad();  // a picture is there
+  if (stream || pad.width !== 300 || pad.height !== 300) clearPad();  // a picture is there
   pad.setPointerCapture(event.pointerId);  // a line may leave the pad and come back
   pens.set(event.pointerId, pointOf(event));
   drawTo(event);

@@ -24,7 +24,7 @@ def test_a_pretrained_network_gets_its_own_numbers(settings, tmp_path, model, si
     features, head = network.layers
     base = next(layer for layer in features.layers if isinstance(layer, keras.Model))
     large = keras.layers.Resizing(size, size)(np.repeat(images, 3 // channels, 3).astype("float32"))
-    wanted = script.PRETRAINED[model].preprocess_input(np.array(large))
+    wanted = script.PRETRAINED[model][0].preprocess_input(np.array(large))
     maps = base.predict(wanted, verbose=0).mean(axis=(1, 2))
     spread = maps - maps.mean(axis=1, keepdims=True)
     spread = spread / np.sqrt(spread.var(axis=1, keepdims=True) + 1e-3)
