@@ -966,7 +966,8 @@ def load_own_data():
     for part, (images, labels, names) in parts.items():
         absent = list(sizes.index[sizes[part] == 0])
         if absent:
-            warn(f"the {part} part has no images of {first_few(absent)}.")
+            say = stop if len(absent) == len(sizes) else warn
+            say(f"the {part} part of {DATASET} has no images of {first_few(absent)}.")
         # Of real images, the least difference (MNIST, Fashion-MNIST, CIFAR-10) is 43.
         share = np.mean(np.ptp(images, axis=(1, 2, 3)) < 4)
         if share >= 0.1:
@@ -996,7 +997,9 @@ def read_npz(path):
                 # If the largest value is small, the values were divided: to 0 to 1, say.
                 is_image = (x.ndim == 4 and x.shape[3] in (1, 3) and min(x.shape[1:3]) >= 8
                             and x.min() >= 0 and 64 <= x.max() <= 255 and np.all(x == np.round(x)))
-                if not is_image or y.dtype.kind not in "iuU" or not len(x) == len(y) == y.size:
+                is_alike = part == "train" or x.shape[1:] == parts["train"][0].shape[1:]
+                is_label = y.dtype.kind in "iuU" and len(x) == len(y) == y.size
+                if not (is_image and is_alike and is_label):
                     raise ValueError(f"x_{part} or y_{part} is something else")
                 names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
                 parts[part] = (x.astype("uint8"), y.ravel().astype(str), names)
@@ -1022,6 +1025,9 @@ def read_folder(folder):
             left_out += inner_folders
             paths += files
             labels += [readable(class_folder.name)] * len(files)
+        if len(set(map(readable, class_folders))) < len(class_folders):
+            stop(f"two folders of {part_folder} have names that differ only in letters that are no "
+                 "UTF-8: rename them.")
         if left_out:
             warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
         if not paths:

@@ -81,6 +81,9 @@ def test_names_of_folders(settings, capsys, tmp_path):
     fill("twice/train1")
     fill("twice/train2")
     fill("only/test/x")
+    fill("equal", [os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8")])
+    with one_sentence(capsys, "rename"):
+        load(settings, "equal")
     for folder in ("twice", "only"):
         with one_sentence(capsys, folder, "which folder is the training part?"):
             load(settings, folder)
@@ -165,6 +168,16 @@ def test_what_can_not_be_learned(settings, capsys, dataset, words):
         load(settings, dataset)
 
 
+def test_a_part_without_pictures(settings, capsys):
+    fill("data/train")
+    fill("data/test", number=1, seed=1)
+    for name in COLOURS:
+        pathlib.Path("data/test", name, "0.png").write_text("a text")
+    with pytest.raises(SystemExit):
+        load(settings, "data")
+    assert "the test part of data has no images of 3 (" in capsys.readouterr().err
+
+
 def test_copies_are_named(settings, capsys):
     for seed, part in enumerate(("train", "val", "test")):
         fill(f"data/{part}", number=6 - seed, seed=seed)
@@ -207,7 +220,8 @@ def test_npz_files(settings, changes):
     dict(x_train=IMAGES / 255), dict(x_train=IMAGES // 16), dict(x_train=IMAGES.astype(int) - 9),
     dict(y_train=np.eye(3)[LABELS]), dict(X=IMAGES), dict(y_train=LABELS[:9]),
     dict(y_train=LABELS.astype(object)), dict(x_train=IMAGES.astype(float) * np.nan),
-    dict(x_train=IMAGES.reshape(30, -1)), dict(x_test=IMAGES)], ids=lambda one: list(one)[0])
+    dict(x_train=IMAGES.reshape(30, -1)), dict(x_test=IMAGES),
+    dict(x_test=IMAGES[:, :9], y_test=LABELS)], ids=lambda one: list(one)[0])
 def test_npz_files_that_hold_something_else(settings, capsys, changes):
     arrays = {"x_train": IMAGES, "y_train": LABELS, **changes}
     if "X" in changes:
