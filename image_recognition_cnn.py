@@ -264,8 +264,8 @@ def draw_training_images(x_train, y_train, names, folder):
     views = np.repeat(image[np.newaxis], 9, axis=0).astype("float32")  # (9, height, width, ...)
     for layer in augmentation_layers(image.shape):
         views[1:] = layer(views[1:], training=True)
-    lower.suptitle("One training image, and what the network gets instead of it in each epoch (a "
-                   f"pretrained one: of FINE_TUNE), at random: SHIFT {SHIFT}, MIRROR {MIRROR}")
+    lower.suptitle("One training image, and what the network gets instead of it in each epoch\n"
+                   f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL: only with FINE_TUNE)")
     texts = ["the image", *(f"epoch {epoch}" for epoch in range(1, 9))]
     draw_grid(lower, views.round().clip(0, 255).astype("uint8"), texts, columns=9)
     figure.savefig(folder / "training_images.png", dpi=120)
