@@ -254,7 +254,7 @@ def test_predictions_show_mistakes_last_and_the_surest_first_or_none(settings, t
     assert marks[0] == "✗ c, 66%\ntrue: b" and len(marks) == 20
     assert marks == sorted(marks, key=lambda mark: -int(mark[5:7]))
     script.draw_predictions(noise(3, 8, 8, 1), y[:3], np.eye(3), list("abc"), tmp_path)
-    assert any("0 of 3 test images are mistaken" in text for text in texts())
+    assert any("0 answers to 3 test images are wrong" in text for text in texts())
     script.draw_confusion_matrix(np.eye(3, dtype=int), list("abc"), tmp_path)
     assert "No mistake" in script.plt.gcf().axes[0].get_title()
 
