@@ -93,9 +93,11 @@ def test_the_page_computes_what_keras_computes(settings, opened, changes, shape)
     settings(**changes)
     images = np.random.default_rng(0).integers(0, 256, (20, *shape)).astype("uint8")
     model = script.build_cnn(images, 10)
-    for layer in model.layers:  # as after a training
-        if isinstance(layer, layers.BatchNormalization):
-            layer.set_weights([weight + 0.1 * i for i, weight in enumerate(layer.get_weights())])
+    for layer in model.layers:  # as after a training: no weight is 0 or 1
+        if isinstance(layer, (layers.BatchNormalization, layers.Conv2D, layers.Dense)):
+            weights = layer.get_weights()
+            layer.set_weights([weight + 0.1 * (i + 1) * (weight.ndim == 1)
+                               for i, weight in enumerate(weights)])
     page = opened(model)
     found = page.evaluate(
         """async ([text, number]) => {
