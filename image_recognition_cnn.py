@@ -855,7 +855,7 @@ def strongest_parts(maps, images, side):
         left = np.clip(round((column + 0.5) * width / maps.shape[2] - side / 2), 0, width - side)
         tiles.append(images[i, top:top + side, left:left + side])
     gap = max(1, side // 12)
-    tiles = np.pad(tiles, ((0, 9 - len(tiles)), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    tiles = np.pad(tiles, ((0, 9 - len(tiles)), (0, gap), (0, gap), (0, 0)), constant_values=128)
     rows_of_three = [np.hstack(tiles[start:start + 3]) for start in (0, 3, 6)]
     return np.vstack(rows_of_three)
 
