@@ -2247,8 +2247,9 @@ function showImage(image) {
 element("inside").addEventListener("toggle", look);
 document.title = `Try it: ${data.title}`;
 element("title").textContent = document.title;
+const names = data.class_names.join(", ");
 element("about").textContent = `It knows ${data.class_names.length} classes: `
-  + data.class_names.slice(0, 12).join(", ") + (data.class_names.length > 12 ? " ..." : "");
+  + (names.length > 100 ? `${names.slice(0, 100)} ...` : names);
 element("foot").textContent = `A network with ${data.parameters.toLocaleString("en")} weights, `
   + "trained with image_recognition_cnn.py. All is computed on this device; no picture leaves it.";
 clearPad();
