@@ -1665,7 +1665,9 @@ def record_experiment(settings, results):
     print_comparison("This run", row, row, number)
     if len(same_data) > 1:
         print_comparison("The last run", same_data.iloc[-2], row, number)
-        print_comparison("The best run", same_data.loc[accuracies[:-1].idxmax()], row, number)
+        best = accuracies[:-1].idxmax()
+        if best != same_data.index[-2]:
+            print_comparison("The best run", same_data.loc[best], row, number)
     rows.to_csv(table.with_suffix(".new"), index=False)
     table.with_suffix(".new").replace(table)  # one move: the table is never half written
 
