@@ -55,8 +55,9 @@ from sklearn.neighbors import NearestNeighbors
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
 # sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set, or of
-# your own folder; others fits always. So for digits, EPOCHS is 30.
-# Each line is a flag, too (BATCH_SIZE: --batch-size). All functions below read these names.
+# your own folder; others fits always. read_settings() puts this one value in the place of the
+# dict(...): for digits, EPOCHS is then 30. Each line is a flag, too (BATCH_SIZE: --batch-size).
+# All functions below read these names. The words are explained in chapters 3 and 4.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures in the network, 8 to 512 pixels
@@ -95,7 +96,8 @@ def main():
     if PREDICT:
         return predict_pictures(PREDICT)  # with the network of an earlier run (chapter 8)
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names = load_data()
-    names = names_for_pictures(class_names)
+    names = names_for_pictures(class_names)  # long ones in several lines (chapter 10)
+    # A text that changes with any pixel or label: only runs on the same data can be compared.
     settings["DATA"] = joblib.hash([x_train, y_train, x_val, y_val, x_test, y_test, class_names])
     folder = open_results_folder(settings)  # chapter 10
 
@@ -130,7 +132,7 @@ def main():
 # %% 1. Data: images to learn from, images to watch the learning, images for the test
 # An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
 # (bright); one channel is grey, three are red, green and blue. The label of an image is the number
-# of its class.
+# of its class. stop(sentence) ends the program, warn(sentence) lets it go on (chapter 10).
 DIGITS = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
 CLASS_NAMES = {
     "digits": DIGITS,
@@ -198,7 +200,7 @@ def split(part, share):
     except ValueError as error:
         stop(f"--dataset {DATASET} can't be split: a share of {share} of {len(labels)} images "
              f"(test: 0.2; validation: --validation-split {VALIDATION_SPLIT}); {error}.")
-    return pieces[0::2], pieces[1::2]  # they come in turn: the rest and the cut of each array
+    return pieces[0::2], pieces[1::2]  # of each array come the rest and the cut, in turn
 
 
 # %% 2. A look at the data: before any training, know what you have
@@ -262,7 +264,7 @@ def draw_training_images(x_train, y_train, names, folder):
 
     image = x_train[chosen[0]]
     views = np.repeat(image[np.newaxis], 9, axis=0).astype("float32")  # (9, height, width, ...)
-    for layer in augmentation_layers(image.shape):
+    for layer in augmentation_layers(image.shape):  # moved and mirrored at random (chapter 3)
         views[1:] = layer(views[1:], training=True)
     lower.suptitle("One training image, and what the network gets instead of it in each epoch\n"
                    f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL: only with FINE_TUNE)")
@@ -292,10 +294,10 @@ def draw_grid(figure, images, texts, columns):
 # channels of the next. ReLU: what is below 0 becomes 0. Pooling: of each 2x2 numbers the largest
 # stays. Dense: each neuron has a weight for every input. Softmax: ten numbers z become ten
 # probabilities; each is e^z, divided by the sum of all ten.
-# "+2.6 points" behind a trick: so much it added to the validation accuracy on CIFAR-10 in a short
-# training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py staircase`).
-# The tricks were added one after the other, in the order of outputs/benchmark/staircase.png.
-# "+0.5 points?": the runs with and without it overlap, so it may be luck.
+# "+2.6 points" behind a trick: with it, 2.6 more of 100 validation images of CIFAR-10 were right in
+# a short training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py
+# staircase`, in the order of outputs/benchmark/staircase.png). "+0.5 points?": the runs with and
+# without it overlap, so it may be luck.
 def build_cnn(x_train, num_classes):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
@@ -321,9 +323,8 @@ def build_cnn(x_train, num_classes):
     # looks at all maps and all places, and of a digit, the place of a stroke says a lot. Without
     # it, only the largest number of each map stays (global pooling): was the pattern found, no
     # matter where? Dropout sets a share of the numbers to 0 at random in each step, so that the
-    # answer relies on no single one. For CIFAR-10, global pooling and no dropout were chosen
-    # together, by validation images: 89.4 in place of 88.9 % of the test images were then right
-    # (8 epochs, rate 0.004, mean of 3 seeds); in the short training: -0.3 points?
+    # answer relies on no single one. For CIFAR-10, global pooling without dropout was chosen by
+    # the validation images of long trainings; in the short one it gives nothing: -0.3 points?
     if DENSE_UNITS == 0:
         model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192): of the whole map
     model.add(layers.Flatten())  # (192,), or (1728,) without global pooling
@@ -366,10 +367,11 @@ def every_kth(images, most_numbers):
 def whitening_layer(images):
     """Return a convolution whose filters are computed from the normalized images, not learned.
 
-    Neighbouring pixels are nearly equal, so most of what a first layer sees is said twice.
-    Whitening turns each patch of 2x2 pixels into numbers that are uncorrelated and have a spread of
-    1. So no direction of the input outweighs the others, and one step size suits all weights. Each
-    filter is there twice, once negated, because ReLU removes what is below 0. +2.6 points.
+    At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
+    what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
+    that are uncorrelated and have a spread of 1. So no direction of the input outweighs the others,
+    and one step size suits all weights. Each filter is there twice, once negated, because ReLU
+    removes what is below 0. +2.6 points.
     Source: whitening as the first layer of a network: Page (2019) and Jordan (2024).
     """
     channels = images.shape[-1]
@@ -405,8 +407,8 @@ def add_block(model, filters, name):
     adds a learned offset (beta). With numbers of a steady size, larger steps are safe and the
     network learns faster (Ioffe and Szegedy, 2015): +5.3 points, and +1.8 by the larger steps (a
     LEARNING_RATE of 0.004, not 0.001). In a test an answer must not depend on the other images: the
-    layer then uses the averages of the last training batches. Momentum 0.6 keeps 60 % of the old
-    average at each step, so only the last few batches count.
+    layer then uses the averages of the last training batches. Momentum 0.6 (not that of SGD) keeps
+    60 % of the old average at each step, so only the last few batches count.
     """
     height, width = model.output_shape[1:3]
     if min(height, width) < 4:  # of one pixel, a convolution sees only the zeros around it
@@ -430,8 +432,8 @@ def start_as_identity(model):
 
     The network then begins by passing its input through, and learns what to change (Jordan, 2024):
     +0.5 points?, and +0.65 on the test images with `--epochs 3 --filters 32 64 128`. Filters beyond
-    the number of input maps stay random: on CIFAR-10, 8 of the 32 of the first convolution (it gets
-    24 maps), none of the second.
+    the number of input maps stay random: in block 1 on CIFAR-10, 8 of the 32 of the first
+    convolution (it gets 24 maps), none of the second.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -447,8 +449,8 @@ def start_as_identity(model):
 # One training step, with the numbers of CIFAR-10:
 # 1. Forward: the next 128 images pass through all layers; out come 128 x 10 probabilities.
 # 2. Loss: one number says how far these are from the right answers. Categorical crossentropy: the
-#    mean of -log(probability of the right class); 0 if it is 1, and large if it is near 0. An
-#    untrained network gives each of ten classes 1/10, so its loss is -log(1/10) = 2.3.
+#    mean of -log(probability of the right class), the natural logarithm; 0 if it is 1, and large if
+#    it is near 0. An untrained network gives each of ten classes 1/10: -log(1/10) = 2.3.
 # 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation).
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
@@ -550,7 +552,7 @@ def fit(model, training, validation, epochs, folder):
 
     place = folder / "resume" / f"from_epoch_{epochs.start}"
     checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
-    try:  # verbose: 1 is a moving bar; in a file, 2 is a line per epoch
+    try:  # shuffle: the batches are shuffled already. verbose: 1 a moving bar, 2 a line per epoch
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
                   callbacks=[callbacks.LambdaCallback(on_epoch_end=after_epoch), checkpoint,
@@ -806,7 +808,7 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
     draw_grid(top, [image, *patterns], texts, columns=13)
 
     for part, block in zip(parts, blocks):
-        up_to_block = keras.Model(model.inputs[0], block.output)
+        up_to_block = keras.Model(model.inputs[0], block.output)  # a network from here to there
         maps = up_to_block.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, filters)
         filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
         six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
@@ -821,8 +823,8 @@ def draw_block(figure, name, filters, six_filters, image, some):
     """
     maps = six_filters.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, 6)
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
-    # A filter of block 1 sees 9 pixels, of block 2 23, of block 3 51: about five times the pixels
-    # that one place of its map stands for.
+    # A filter of block 1 sees 9 pixels, of block 2 23, of block 3 51 (with the border): about five
+    # times the pixels that one place of its map stands for.
     side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
     images = []
     texts = []
@@ -880,6 +882,8 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*", weights=weights,
                       include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
     base.trainable = False  # frozen
+    # Another way to build: a layer that is called on x gives what comes out of it, and
+    # keras.Model(start, end) makes a network of all that lies between.
     pixels = keras.Input(image_shape)  # (32, 32, 3)
     x = pixels
     for layer in augmentation_layers(image_shape):
@@ -906,11 +910,12 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
     features, head = model.layers
     # The frozen part gives a picture the same features in every epoch: it looks at each only once.
+    # The head is trained alone. As it is a part of the model, the model has then learned, too.
     f_train = compute_features(features, x_train)  # (number, 1280)
     f_val = compute_features(features, x_val)
     labels = y_train
     if MIRROR:
-        mirrored = compute_features(features, x_train[:, :, ::-1])
+        mirrored = compute_features(features, x_train[:, :, ::-1])  # left and right swapped
         f_train = np.concatenate([f_train, mirrored])
         labels = np.concatenate([y_train, y_train])
     history = train(head, f_train, labels, f_val, y_val, folder)
