@@ -637,8 +637,8 @@ def draw_curves(history, folder):
     figure.suptitle(
         f"{data_title()}: how the training went\nTraining: the mean over the epoch, while the "
         "network changes and its images are made harder (SHIFT, MIRROR, DROPOUT). Validation: at "
-        "its end.\nWhere training improves and validation does not, it learns by heart.",
-        fontsize=11)
+        "its end.\nWhere training improves and validation does not, it learns by heart. The "
+        "network of the last epoch is kept, not that of the best.", fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
     for axis, name in zip(axes, ["accuracy", "loss"]):
@@ -1510,7 +1510,7 @@ def read_flags(block):
         usage="python image_recognition_cnn.py [--setting value ...] (--help lists all)",
         allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only flags that are given count
     for name, (kind, _) in RULES.items():
-        options = {"help": f"{meanings[name]} (now: {block[name]})".replace("%", "%%")}
+        options = {"help": f"{meanings.get(name)} (now: {block[name]})".replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:

@@ -55,6 +55,13 @@ def test_a_wrong_value_gets_one_sentence(read, capsys, wrong):
     assert words[0] in said or words[-1] in said
 
 
+def test_a_setting_without_a_comment_works(tmp_path):
+    changed = tmp_path / SCRIPT.name
+    changed.write_text(re.sub(r"^EPOCHS = .*", "EPOCHS = 1", TEXT, flags=re.MULTILINE), "utf-8")
+    run = subprocess.run([sys.executable, changed, "--help"], capture_output=True, text=True)
+    assert run.returncode == 0 and "(now: 1)" in run.stdout
+
+
 def test_the_block_the_rules_and_the_help_name_the_same_settings(read, capsys, monkeypatch):
     chapter = TEXT[TEXT.index("# %% Settings"):TEXT.index("# %% The story")]
     lines = re.findall(r"^([A-Z_]+) = .+  # (.+)$", chapter, re.MULTILINE)
