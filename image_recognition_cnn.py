@@ -27,6 +27,7 @@ import textwrap
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 
 # TensorFlow and Matplotlib look at these while they are loaded.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -107,7 +108,8 @@ def main():
     if MODEL == "cnn":
         model = build_cnn(x_train, len(names))
         model.summary()
-        history = train(model, x_train, y_train, x_val, y_val, folder)
+        history = train(model, x_train, y_train, x_val, y_val, folder,
+                        range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
     else:  # a network that knows a million photos (chapter 7)
         model = build_pretrained(x_train.shape[1:], len(names))
         history = train_pretrained(model, x_train, y_train, x_val, y_val, folder)
@@ -122,8 +124,8 @@ def main():
     draw_where_it_looks(model, x_test, y_test, probabilities, names, folder)
     draw_learned_features(model, x_test, y_test, probabilities, names, folder)
 
-    write_page(model, class_names, about, data_title(), folder / "try_it.html")  # chapter 9
-    write_phone_model(model, x_test, class_names, folder)
+    write_page(model, class_names, about, folder)  # chapter 9
+    write_phone_model(model, x_test, y_test, folder)
     publish_results(settings, results, history, folder)  # chapter 10
     record_experiment(settings, results)
     return model, history, results
@@ -455,17 +457,17 @@ def start_as_identity(model):
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
 #    seen once: that is one epoch.
-def train(model, x_train, y_train, x_val, y_val, folder):
-    """Train the model for EPOCHS epochs; return its history, as `fit` does."""
+def train(model, x_train, y_train, x_val, y_val, folder, epochs, highest_rate, weight_decay):
+    """Train the model for a range of epochs; return its history, as `fit` does."""
     num_classes = model.output_shape[1]
     training = batches(x_train, y_train, num_classes, shuffled=True)
     validation = batches(x_val, y_val, num_classes)
-    rate = learning_rate_schedule(EPOCHS * len(training), LEARNING_RATE)
+    rate = learning_rate_schedule(len(epochs) * len(training), highest_rate)
     # Label smoothing asks for a little less than certainty (Szegedy et al., 2016): -0.2 points?, so
     # it is off.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
-    model.compile(make_optimizer(rate, WEIGHT_DECAY), loss, metrics=["accuracy"])
-    return fit(model, training, validation, range(EPOCHS), folder)
+    model.compile(make_optimizer(rate, weight_decay), loss, metrics=["accuracy"])
+    return fit(model, training, validation, epochs, folder)
 
 
 def batches(images, labels, num_classes, shuffled=False):
@@ -694,15 +696,15 @@ def draw_predictions(x, y, probabilities, names, folder):
     """
     chosen = choose_samples(y, probabilities)
     headline = "test images, the last of them mistakes"
-    figure, _ = draw_answers(x[chosen], y[chosen], probabilities[chosen], names, headline)
-    figure.savefig(folder / "sample_predictions.png", dpi=120)
+    draw_answers(x[chosen], y[chosen], probabilities[chosen], names, headline,
+                 folder / "sample_predictions.png")
 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     surest = wrong[np.argsort(-probabilities[wrong].max(axis=1))[:30]]  # argsort: smallest first
     headline = (f"{len(wrong):,} answers to {len(y):,} test images are wrong; here are the "
                 f"{len(surest)} surest. Is it always the network that is wrong?")
-    figure, _ = draw_answers(x[surest], y[surest], probabilities[surest], names, headline)
-    figure.savefig(folder / "confident_mistakes.png", dpi=120)
+    draw_answers(x[surest], y[surest], probabilities[surest], names, headline,
+                 folder / "confident_mistakes.png")
 
 
 def choose_samples(labels, probabilities):
@@ -715,8 +717,8 @@ def choose_samples(labels, probabilities):
     return np.concatenate([some_right, some_wrong])
 
 
-def draw_answers(images, labels, probabilities, names, headline):
-    """Draw test images six in a row, with what the network says; return figure and axes."""
+def draw_answers(images, labels, probabilities, names, headline, path, heats=()):
+    """Draw test images six in a row, with what the network says; heats: of occlusion_map."""
     figure = plt.figure(figsize=(12, 2.4 * math.ceil(len(images) / 6) + 1.4), layout="constrained")
     figure.suptitle(
         f"{data_title()}: {headline}\nAbove each: what the network says, how sure it is, and what "
@@ -730,7 +732,10 @@ def draw_answers(images, labels, probabilities, names, headline):
     axes = draw_grid(figure, images, texts, columns=6)
     for axis, is_right in zip(axes, predicted == labels):
         axis.spines[:].set(color="C0" if is_right else "C3", linewidth=2 if is_right else 5)
-    return figure, axes
+    for axis, heat in zip(axes, heats):
+        opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # no fall: one sees the image
+        axis.imshow(np.zeros(heat.shape), cmap=ListedColormap(["gold"]), alpha=opacity)
+    figure.savefig(path, dpi=120)
 
 
 def draw_where_it_looks(model, x, y, probabilities, names, folder):
@@ -740,17 +745,13 @@ def draw_where_it_looks(model, x, y, probabilities, names, folder):
     """
     chosen = choose_samples(y, probabilities)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax()) for i in chosen]
-    deepest = max(0.1, np.max(heats))  # one scale for all images
     headline = (
         "where it looks\nA square covers one part of the image after the other. Yellow, on the "
         "image in grey: with this part covered, the network is much less sure\n(strongest yellow: "
-        f"by {100 * deepest:.0f} points). No yellow: no part alone decides, or it was not sure.")
+        f"by {100 * max(0.1, np.max(heats)):.0f} points). No yellow: no part alone decides.")
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
-    figure, axes = draw_answers(grey, y[chosen], probabilities[chosen], names, headline)
-    for axis, heat in zip(axes, heats):
-        opacity = np.clip(heat / deepest, 0, 0.9)  # no fall: one sees the image
-        axis.imshow(np.zeros(heat.shape), cmap=ListedColormap(["gold"]), alpha=opacity)
-    figure.savefig(folder / "where_it_looks.png", dpi=120)
+    draw_answers(grey, y[chosen], probabilities[chosen], names, headline,
+                 folder / "where_it_looks.png", heats)
 
 
 def occlusion_map(model, image, class_index):
@@ -808,34 +809,33 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
     draw_grid(top, [image, *patterns], texts, columns=13)
 
     for part, block in zip(parts, blocks):
-        up_to_block = keras.Model(model.inputs[0], block.output)  # a network from here to there
-        maps = up_to_block.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, filters)
-        filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
-        six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
-        draw_block(part, block.name, filters, six_filters, image, some)
+        draw_block(part, model, block, image, some)
     figure.savefig(folder / "learned_features.png", dpi=120)
 
 
-def draw_block(figure, name, filters, six_filters, image, some):
+def draw_block(figure, model, block, image, some):
     """Draw the maps of six filters of an image, and below each what excites the filter most.
 
-    six_filters: the model up to them. some: images (number, height, width, channels) uint8.
+    block: its last layer. some: images (number, height, width, channels) uint8.
     """
-    maps = six_filters.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, 6)
+    up_to_block = keras.Model(model.inputs[0], block.output)  # a network from here to there
+    maps = up_to_block.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, filters)
+    filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
+    six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
     # A filter of block 1 sees 9 pixels, of block 2 23, of block 3 51 (with the border): about five
     # times the pixels that one place of its map stands for.
     side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
     images = []
     texts = []
-    for k, number in enumerate(filters):
-        images.append((255 * maps[..., k] / max(maps.max(), 1e-9)).astype("uint8"))
+    for number in filters:
+        images.append((255 * maps[..., number] / max(maps.max(), 1e-9)).astype("uint8"))
         texts.append(f"filter {number}")
     for k in range(len(filters)):
         images.append(strongest_parts(maps_of_some[..., k], some, side))
         texts.append("it answers most to")
     figure.suptitle(
-        f"{name}: the {len(filters)} filters that answer most strongly to the image at the top. "
+        f"{block.name}: the {len(filters)} filters that answer most to the image at the top. "
         "Above: the filter's map of it (bright: strong answer).\nBelow: the nine parts of test "
         f"images to which it answers most. One answer sees about {side} x {side} pixels.",
         fontsize=11)
@@ -918,7 +918,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
         mirrored = compute_features(features, x_train[:, :, ::-1])  # left and right swapped
         f_train = np.concatenate([f_train, mirrored])
         labels = np.concatenate([y_train, y_train])
-    history = train(head, f_train, labels, f_val, y_val, folder)
+    history = train(head, f_train, labels, f_val, y_val, folder,
+                    range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
     if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
         # The last third of the base's layers learns, but not batch normalization: it would replace
         # its averages over a million pictures by averages over a few (Chollet, 2020).
@@ -928,12 +929,9 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
             is_early = number < len(base.layers) * 2 // 3
             if is_early or isinstance(layer, layers.BatchNormalization):
                 layer.trainable = False
-        training = batches(x_train, y_train, head.output_shape[1], shuffled=True)
-        validation = batches(x_val, y_val, head.output_shape[1])
         # Small steps, so that little is forgotten, and no decay of what was learned before.
-        rate = learning_rate_schedule(FINE_TUNE * len(training), 1e-5)
-        model.compile(make_optimizer(rate, 0.0), "categorical_crossentropy", metrics=["accuracy"])
-        history = fit(model, training, validation, range(EPOCHS, EPOCHS + FINE_TUNE), folder)
+        history = train(model, x_train, y_train, x_val, y_val, folder,
+                        range(EPOCHS, EPOCHS + FINE_TUNE), 1e-5, 0.0)
     return history
 
 
@@ -947,6 +945,10 @@ def compute_features(features, images):
 # %% 8. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read in the same
 # way: a network that is asked in another form than it has learned gives wrong answers.
+SYSTEM_FILES = ["__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"]  # left out without a word
+INK = 100  # of a drawing in white on black, a pixel above this value is ink
+
+
 def load_own_data():
     """Return the three parts of a folder or an .npz file, and the class names.
 
@@ -955,12 +957,12 @@ def load_own_data():
     path = pathlib.Path(DATASET)
     if path.is_dir():
         parts = read_folder(path)
-    elif path.suffix.lower() == ".npz" and path.is_file():
+    elif path.is_file() and path.suffix.lower() == ".npz":
         parts = read_npz(path)
     else:
-        there = "is none of these" if path.exists() else "is not there"
-        stop(f"--dataset {DATASET} {there}: it takes {', '.join(CLASS_NAMES)}, a folder that holds "
-             "a folder of pictures for each class, or an .npz file with x_train and y_train.")
+        stop(f"--dataset {DATASET} {'is none of these' if path.exists() else 'is not there'}: it "
+             f"takes {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for each "
+             "class, or an .npz file with x_train and y_train.")
     sizes = {part: pd.Series(labels).value_counts() for part, (_, labels, _) in parts.items()}
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
@@ -982,22 +984,21 @@ def load_own_data():
             say(f"{share:.0%} of the {part} images of {DATASET} are of one shade (values from "
                 f"{images.min()} to {images.max()} of 0 to 255).")
         parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
-    if "val" in parts and "test" not in parts:
-        parts["test"] = parts.pop("val")
-    return parts["train"], parts.get("val"), parts.get("test"), class_names
+    if "test" not in parts:
+        parts["test"] = parts.pop("val", None)
+    return parts["train"], parts.get("val"), parts["test"], class_names
 
 
 def read_npz(path):
     """Return {"train": (images uint8, labels str, names)} of an .npz file, perhaps val and test."""
     parts = {}
-    held = []
+    held = {}
     try:
-        file = np.load(path)  # takes no pickles, which could run any program of their author
-        held = [f"{name} {file[name].dtype} {file[name].shape}" for name in file.files]
+        held = dict(np.load(path))  # takes no pickles, which could run any program of their author
         for part in ("train", "val", "test"):
-            if part == "train" or f"x_{part}" in file:
-                x = file[f"x_{part}"]
-                y = file[f"y_{part}"]
+            if part == "train" or f"x_{part}" in held:
+                x = held[f"x_{part}"]
+                y = held[f"y_{part}"]
                 if y.dtype.kind == "f" and np.all(y == np.round(y)):
                     y = y.astype(int)
                 x = x[..., np.newaxis] if x.ndim == 3 else x
@@ -1011,7 +1012,8 @@ def read_npz(path):
                 names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
                 parts[part] = (x.astype("uint8"), y.ravel().astype(str), names)
     except Exception as error:  # broken files raise many kinds
-        stop(f"--dataset {path} holds {'; '.join(held)} ({error}). It takes x_train and y_train, "
+        forms = [f"{name} {array.dtype} {array.shape}" for name, array in held.items()]
+        stop(f"--dataset {path} holds {'; '.join(forms)} ({error}). It takes x_train and y_train, "
              "perhaps x_val, y_val, x_test, y_test. x: whole numbers from 0 to 255, (number, height"
              ", width) or (number, height, width, 3). y: a number or a name for each image.")
     return parts
@@ -1024,61 +1026,57 @@ def read_folder(folder):
              "results would be taken for a class: name a folder outside.")
     parts = {}
     for part, part_folder in find_parts(folder).items():
-        class_folders, left_out = visible(part_folder)
-        paths = []
-        labels = []
-        for class_folder in class_folders:
-            inner_folders, files = visible(class_folder)
-            left_out += inner_folders
-            paths += files
-            labels += [readable(class_folder.name)] * len(files)
-        if len(set(map(readable, class_folders))) < len(class_folders):
-            stop(f"two folders of {part_folder} have names that differ only in letters that are no "
-                 "UTF-8: rename them.")
-        if left_out:
-            warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
+        inside = visible(part_folder, "*/*")
+        paths = [path for path in inside if path.is_file()]
+        with_pictures = {path.parent for path in paths}
+        left_out = [path for path in inside if path.is_dir()]
+        left_out += [path for path in visible(part_folder, "*") if path not in with_pictures]
         if not paths:
             stop(f"--dataset {folder}: there are no pictures in folders of {part_folder}. It takes "
                  "a folder of pictures for each class.")
-        images, was_read = read_pictures(paths, (IMAGE_SIZE, IMAGE_SIZE, 3))
+        if left_out:
+            warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
+        labels = np.array([readable(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
-        parts[part] = (images, np.array(labels)[was_read], names[was_read])
+        images, was_read = read_pictures(paths, (IMAGE_SIZE, IMAGE_SIZE, 3))
+        parts[part] = (images, labels[was_read], names[was_read])
     return parts
 
 
 def find_parts(folder):
     """Return {"train": folder}, perhaps with "val" and "test"; each holds the class folders.
 
-    A folder whose name holds train, val or test is a part if another part stands beside it or if it
-    holds folders itself. Else it is a class: trains, beside cars.
+    A folder is a part if its name holds train, val or test, and if it holds folders. Else it is a
+    class: trains, beside valleys.
     """
-    folders, _ = visible(folder)
     found = []  # pairs: part, its folder
-    for path in folders:
+    for path in sorted({path.parent for path in visible(folder, "*/*") if path.is_dir()}):
         found += [(part, path) for part in ("train", "val", "test") if part in path.name.lower()]
-    parts = dict(found)
-    if len(parts) < 2 and not any(visible(path)[0] for path in parts.values()):
+    if not found:
         return {"train": folder}
+    parts = dict(found)
     if "train" not in parts or not len(found) == len(parts) == len(set(parts.values())):
         stop(f"--dataset {folder}: which folder is the training part? Of the names, one shall hold "
-             f"train, perhaps one val and one test: {first_few([path.name for path in folders])}.")
-    others = [path.name for path in folders if path not in parts.values()]
-    if others:
-        warn(f"left out, as the name holds none of train, val, test: {first_few(others)}.")
+             f"train, perhaps one val and one test: {first_few([path.name for _, path in found])}.")
+    left_out = [path for path in visible(folder, "*") if path not in parts.values()]
+    if left_out:
+        warn(f"left out, as they are no train, val or test with folders: {first_few(left_out)}.")
     for part, path in parts.items():
-        inner_folders, _ = visible(path)
-        if len(inner_folders) == 1 and visible(inner_folders[0])[0]:  # seg_train/seg_train/class
-            parts[part] = inner_folders[0]
+        inside = visible(path, "*")
+        if len(inside) == 1 and any(inner.is_dir() for inner in visible(inside[0], "*")):
+            parts[part] = inside[0]  # seg_train/seg_train/class
         print(f"{parts[part]} is the {part} part.")
     return parts
 
 
-def visible(folder):
-    """Return the folders and the files in a folder, sorted, but not those of operating systems."""
-    hidden = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")
-    paths = [path for path in sorted(folder.iterdir())
-             if not path.name.startswith(".") and path.name not in hidden]
-    return [path for path in paths if path.is_dir()], [path for path in paths if path.is_file()]
+def visible(folder, pattern):
+    """Return the paths in a folder that match, sorted, but not those of operating systems."""
+    paths = []
+    for path in sorted(folder.glob(pattern)):
+        names = path.relative_to(folder).parts
+        if not any(name.startswith(".") or name in SYSTEM_FILES for name in names):
+            paths.append(path)
+    return paths
 
 
 def first_few(names):
@@ -1088,26 +1086,27 @@ def first_few(names):
 
 
 def readable(name):
-    """Return a name as text that can be printed: bytes that are no UTF-8 become "?"."""
-    return str(name).encode("utf-8", "replace").decode("utf-8")
+    """Return a name as text that can be printed: a byte that is no UTF-8 as \\udce9, say."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def warn_of_copies(training, validation, test):
     """Warn if images of the other parts are training images, too: the network knows them by heart.
 
-    Small versions are compared, so that a picture that was saved anew is a copy as well: 99 of 100
-    such are nearer than 0.05, but of other images of MNIST and CIFAR-10 fewer than 1 of 100.
+    Small versions are compared, so that a picture that was saved anew is a copy as well. Their
+    distance is 1 less their correlation: of 99 of 100 copies it is below 0.00125, but of fewer than
+    1 of 100 other images of MNIST and CIFAR-10.
     """
-    small = {}
-    for part, images in {"": training[0], "validation": validation[0], "test": test[0]}.items():
-        pixels = small_and_flat(images)
-        pixels = pixels - pixels.mean(axis=1, keepdims=True)
-        small[part] = pixels / np.linalg.norm(pixels, axis=1, keepdims=True).clip(0.05)  # length 1
-    known = NearestNeighbors(n_neighbors=1).fit(small.pop(""))
-    for part, names in {"validation": validation[2], "test": test[2]}.items():
-        distances, twins = known.kneighbors(small[part])
-        has_shades = np.linalg.norm(small[part], axis=1) > 0.5  # else it is like any blank one
-        copies = np.flatnonzero((distances[:, 0] < 0.05) & has_shades)
+    shades = []
+    for images, _, _ in (training, validation, test):
+        small = small_and_flat(images)
+        # Rounded, the shades of a blank image are 0; two of these are as far apart as can be.
+        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 2))
+    known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[0])
+    for part, (_, _, names), some in [("validation", validation, shades[1]),
+                                      ("test", test, shades[2])]:
+        distances, twins = known.kneighbors(some)
+        copies = np.flatnonzero(distances[:, 0] < 0.00125)
         pairs = [f"{names[i]} = {training[2][twins[i, 0]]}" for i in copies]
         if pairs:
             warn(f"of {len(names)} {part} images, training images as well (so the {part} accuracy "
@@ -1124,9 +1123,8 @@ def read_pictures(paths, image_shape, about=None):
     was_read = np.zeros(len(paths), bool)
     remarks = {}  # what is to be said, once: the pictures of which it is true
     bar = keras.utils.Progbar(len(paths), verbose=1 if len(paths) > 500 else 0, unit_name="picture")
-    pool = ThreadPoolExecutor()  # threads are enough, as Pillow works outside of Python's lock
-    try:
-        results = pool.map(lambda path: read_picture(path, image_shape, about), paths)
+    with ThreadPoolExecutor() as pool:  # threads do, as Pillow works outside of Python's lock
+        results = pool.map(read_picture, paths, repeat(image_shape), repeat(about))
         for i, (image, remark) in enumerate(results):
             if image is not None:
                 images[i] = image
@@ -1134,8 +1132,6 @@ def read_pictures(paths, image_shape, about=None):
             if remark:
                 remarks.setdefault(remark, []).append(paths[i])
             bar.update(i + 1)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C doesn't wait for those that are left
     for remark, names in remarks.items():
         warn(f"pictures {remark}: {first_few(names)}.")
     return images if was_read.all() else images[was_read], was_read
@@ -1158,11 +1154,9 @@ def read_picture(path, image_shape, about):
             picture.draft("RGB", (side, side))
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            if picture.getchannel("A").getextrema()[0] < 255:
-                remark = "with transparent parts, which become white"
+            remark = "that may have transparent parts: these become white"
             white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
+            picture = Image.alpha_composite(white, picture.convert("RGBA"))
         picture = picture.convert("L" if channels == 1 else "RGB")
         if is_drawing:
             return prepare_drawing(picture, image_shape, about)
@@ -1177,9 +1171,6 @@ def read_picture(path, image_shape, about):
         return None, f"skipped, as they can't be read ({reason})"
 
 
-INK = 100  # a pixel above this value is ink, in white on black
-
-
 def describe_drawings(x_train):
     """Return whether the training images are drawings in white on black, and how their ink is.
 
@@ -1188,20 +1179,17 @@ def describe_drawings(x_train):
     """
     some = every_kth(x_train, 8_000_000)
     height, width, channels = some.shape[1:]
-    ink = some > INK
-    sizes = []  # the longer side of the ink, as a share of the image's side
-    proportions = []  # its width, divided by its height
-    for image in ink[..., 0]:
-        left, top, right, bottom = Image.fromarray(image).getbbox() or (0, 0, 1, 1)
-        sizes.append(max((right - left) / width, (bottom - top) / height))
-        proportions.append((right - left) / (bottom - top))
+    ink = some[..., 0] > INK  # (number, height, width) bool
+    down = ink.any(axis=2).sum(axis=1)  # the rows that hold ink
+    across = ink.any(axis=1).sum(axis=1)  # the columns
+    sizes = np.maximum(down / height, across / width)  # as shares of the image's sides
     usual = float(np.median(sizes))
     border = np.concatenate([some[:, 0], some[:, -1], some[:, :, 0], some[:, :, -1]], axis=1)
     is_drawing = ((np.median(border, axis=(1, 2)) < 25) & (some.max(axis=(1, 2, 3)) >= 200)
-                  & (np.abs(np.array(sizes) - usual) < 0.2 * usual))
+                  & (np.abs(sizes - usual) < 0.2 * usual))
     return {"white_on_black": channels == 1 and bool(is_drawing.mean() > 0.8), "ink_share": usual,
-            "ink_area": np.percentile(ink.mean(axis=(1, 2, 3)), [1, 99]).tolist(),
-            "ink_proportion": np.percentile(proportions, [1, 99]).tolist()}
+            "ink_area": np.percentile(ink.mean(axis=(1, 2)), [1, 99]).tolist(),
+            "ink_proportion": np.percentile(across / down.clip(1), [1, 99]).tolist()}
 
 
 def prepare_drawing(picture, image_shape, about):
@@ -1301,7 +1289,7 @@ def predict_pictures(words):
     shown = titles[:60]
     figure = plt.figure(figsize=(12, 2.6 * math.ceil(len(shown) / 6) + 1), layout="constrained")
     figure.suptitle("Your pictures as the network was given them, and what it takes them for")
-    draw_grid(figure, images, shown, columns=6)
+    draw_grid(figure, images[:60], shown, columns=6)
     figure.savefig(folder / "predictions.png", dpi=120)
     print(f"{len(shown)} of {len(titles)} are drawn in {folder / 'predictions.png'}")
     if not was_read.all():
@@ -1314,12 +1302,13 @@ def network_steps(model):
 
     A step: its kind, its shape, and its weights as text, 32 bits each (base64).
     """
-    without_effect = (
-        layers.RandomTranslation, layers.RandomFlip, layers.Dropout, layers.Flatten)
+    without_effect = (layers.RandomTranslation, layers.RandomFlip, layers.Dropout, layers.Flatten)
     steps = []
     maps = model.input_shape[1:]  # (height, width, channels) before the layer in hand
 
     def add(kind, shape=(), *weights, **more):
+        if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
+            raise ValueError(f"it does not compute {kind} ({layer.name})")
         numbers = np.concatenate([np.ravel(array) for array in weights] + [[]]).astype("<f4")
         steps.append({"kind": kind, "shape": [int(size) for size in shape],
                       "weights": base64.b64encode(numbers.tobytes()).decode("ascii"), **more})
@@ -1334,11 +1323,12 @@ def network_steps(model):
         elif isinstance(layer, layers.BatchNormalization):
             scale = np.ravel(layer.gamma) / np.sqrt(np.ravel(layer.moving_variance) + layer.epsilon)
             add("scale", [channels], scale, layer.beta - layer.moving_mean * scale)
-        elif isinstance(layer, layers.MaxPooling2D):
+        elif isinstance(layer, layers.MaxPooling2D) and layer.strides == layer.pool_size:
             add("pooling", layer.pool_size)
         elif isinstance(layer, layers.ReLU):
             add("relu")
-        elif isinstance(layer, (layers.Conv2D, layers.Dense)):
+        elif isinstance(layer, layers.Dense) or (
+                isinstance(layer, layers.Conv2D) and layer.strides == (1, 1)):
             kernel = np.asarray(layer.kernel)
             if isinstance(layer, layers.Dense):  # a filter as large as the maps before it
                 kernel = kernel.reshape(*maps, channels)
@@ -1348,36 +1338,27 @@ def network_steps(model):
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
         else:
-            raise ValueError(f"it does not compute the layer {layer.name} ({type(layer).__name__})")
-        maps = (1, 1, channels)
-        if len(layer.output.shape) == 4:
-            maps = layer.output.shape[1:]
+            add(type(layer).__name__)  # an unknown one
+        maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind Flatten: (1, 1, channels)
     return steps
 
 
-def write_page(model, class_names, about, title, path):
-    """Write the page that recognizes pictures with this model; return whether there is one."""
+def write_page(model, class_names, about, folder):
+    """Write try_it.html, the page that recognizes pictures with this model in a browser."""
     try:
         steps = network_steps(model)
     except ValueError as error:
-        warn(f"no {path.name} for this network, as {error}.")
-        return False
-    content = {
-        "title": title,
-        "class_names": class_names,
-        "input_shape": model.input_shape[1:],
-        "white_on_black": about["white_on_black"],
-        "ink_share": about["ink_share"],
-        "parameters": model.count_params(),  # as model.summary() counts them
-        "steps": steps,
-    }
+        return warn(f"no try_it.html for this network, as {error}.")
+    content = {"title": data_title(), "class_names": class_names, "steps": steps,
+               "input_shape": model.input_shape[1:], "parameters": model.count_params(),
+               "white_on_black": about["white_on_black"], "ink_share": about["ink_share"]}
     # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
     text = json.dumps(content).replace("<", "\\u003c")
-    path.write_text(PAGE.replace("@@THE TRAINED NETWORK@@", text), encoding="utf-8")
-    return True
+    page = PAGE.replace("@@THE TRAINED NETWORK@@", text)
+    (folder / "try_it.html").write_text(page, encoding="utf-8")
 
 
-def write_phone_model(model, x_test, class_names, folder):
+def write_phone_model(model, x_test, y_test, folder):
     """Write model.tflite, in the format of LiteRT (once TensorFlow Lite), and compare its answers.
 
     It takes raw pixels 0 to 255, (1, height, width, channels) float32, and gives (1, classes).
@@ -1394,51 +1375,41 @@ def write_phone_model(model, x_test, class_names, folder):
                 "supported_types": [tf.float16],  # weights of 16 bits: half the file
                 "supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS],  # what every phone knows
             })
-        places = np.linspace(0, len(x_test) - 1, min(100, len(x_test))).astype(int)
-        on_phone = phone_answers(path, x_test[places])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has a newer home in a package of its own
+            ask = tf.lite.Interpreter(str(path)).get_signature_runner()
+        [asked] = ask.get_input_details()
+        some = x_test[spread_over_classes(y_test, 100)]
+        on_phone = []  # the probabilities of each image
+        for image in some.astype("float32"):
+            [answer] = ask(**{asked: image[np.newaxis]}).values()
+            on_phone.append(answer[0])
     except Exception as error:  # the converter has many, and some of them fill a screen
         path.unlink(missing_ok=True)
         warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
         return
-    expected = predict(model, x_test[places])
-    same = np.sum(on_phone.argmax(axis=1) == expected.argmax(axis=1))
-    print(f"File for phones: the same answer as Keras for {same} of {len(places)} test images, "
+    expected = predict(model, some)
+    same = np.sum(np.argmax(on_phone, axis=1) == expected.argmax(axis=1))
+    print(f"File for phones: the same answer as Keras for {same} of {len(some)} test images, "
           f"largest difference of a probability {np.abs(on_phone - expected).max():.4f}")
 
 
-def phone_answers(path, images):
-    """Return the probabilities (number, classes) float32 that the file gives for images uint8."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it has a newer home in a package of its own
-        interpreter = tf.lite.Interpreter(str(path))
-    interpreter.allocate_tensors()
-    image_place = interpreter.get_input_details()[0]["index"]
-    answer_place = interpreter.get_output_details()[0]["index"]
-    answers = []
-    for image in images:
-        interpreter.set_tensor(image_place, image[np.newaxis].astype("float32"))
-        interpreter.invoke()
-        answers.append(interpreter.get_tensor(answer_place)[0])
-    return np.array(answers)
-
-
 # %% 10. Settings and results
-# Of each setting its type, and the range of its values or the choices. pd.Interval(0, 1, "left"):
-# from 0 to 1, of which only the left end, 0, belongs to it.
+# Of each setting the range of its values, the choices, or only its type. pd.Interval(0, 1, "left"):
+# any number from 0 to 1, of which only the left end, 0, belongs to it.
 RULES = {
-    "DATASET": (str, None), "IMAGE_SIZE": (int, range(8, 513)),
-    "VALIDATION_SPLIT": (float, pd.Interval(0, 1, "neither")), "SHIFT": (int, range(513)),
-    "MIRROR": (bool, None),
-    "MODEL": (str, ["cnn", *PRETRAINED]), "FILTERS": (int, range(1, 4097)),
-    "WHITENING": (bool, None), "BATCH_NORMALIZATION": (bool, None), "IDENTITY_START": (bool, None),
-    "DENSE_UNITS": (int, range(100_001)), "DROPOUT": (float, pd.Interval(0, 1, "left")),
-    "EPOCHS": (int, range(1, 100_001)), "BATCH_SIZE": (int, range(1, 100_001)),
-    "OPTIMIZER": (str, ["adam", "sgd"]), "LEARNING_RATE": (float, pd.Interval(0, 10, "right")),
-    "SCHEDULE": (str, ["cosine", "constant"]), "WEIGHT_DECAY": (float, pd.Interval(0, 100, "both")),
-    "LABEL_SMOOTHING": (float, pd.Interval(0, 1, "left")), "FINE_TUNE": (int, range(100_001)),
-    "SEED": (int, range(2**32)),
-    "OUTPUT_DIR": (str, None), "RESUME": (bool, None), "PREDICT": (str, None),
+    "DATASET": str, "IMAGE_SIZE": range(8, 513), "VALIDATION_SPLIT": pd.Interval(0, 1, "neither"),
+    "SHIFT": range(513), "MIRROR": bool,
+    "MODEL": ["cnn", *PRETRAINED], "FILTERS": range(1, 4097), "WHITENING": bool,
+    "BATCH_NORMALIZATION": bool, "IDENTITY_START": bool, "DENSE_UNITS": range(100_001),
+    "DROPOUT": pd.Interval(0, 1, "left"),
+    "EPOCHS": range(1, 100_001), "BATCH_SIZE": range(1, 100_001), "OPTIMIZER": ["adam", "sgd"],
+    "LEARNING_RATE": pd.Interval(0, 10, "right"), "SCHEDULE": ["cosine", "constant"],
+    "WEIGHT_DECAY": pd.Interval(0, 100, "both"), "LABEL_SMOOTHING": pd.Interval(0, 1, "left"),
+    "FINE_TUNE": range(100_001), "SEED": range(2**32),
+    "OUTPUT_DIR": str, "RESUME": bool, "PREDICT": str,
 }
+KINDS = {range: int, pd.Interval: float, list: str}  # the type of a value by that of its rule
 LISTS = ["FILTERS", "PREDICT"]  # these hold several values
 WITHOUT_EFFECT = ["OUTPUT_DIR", "RESUME", "PREDICT"]  # on what is learned
 # What a run leaves in its folder. history.csv is moved last: --resume needs it.
@@ -1489,10 +1460,6 @@ def read_settings():
         if isinstance(written, dict):
             taken[name] = (written, settings[name])
         globals()[name] = settings[name]
-    sizes = {"cnn": range(8, 513), "mobilenet_v2": [96, 128, 160, 192, 224]}
-    if IMAGE_SIZE not in sizes.get(MODEL, range(32, 513)):
-        stop(f"--image-size {IMAGE_SIZE}: mobilenet_v2 has learned with 96, 128, 160, 192 and 224 "
-             "pixels, vgg16 and resnet50 take 32 or more.")
     print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     return settings
 
@@ -1509,7 +1476,8 @@ def read_flags(block):
     parser = argparse.ArgumentParser(
         usage="python image_recognition_cnn.py [--setting value ...] (--help lists all)",
         allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only flags that are given count
-    for name, (kind, _) in RULES.items():
+    for name, rule in RULES.items():
+        kind = KINDS.get(type(rule), rule)
         options = {"help": f"{meanings.get(name)} (now: {block[name]})".replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
@@ -1522,15 +1490,16 @@ def read_flags(block):
 
 def checked_value(name, value):
     """Return the value in the type that the setting has, or stop if it isn't allowed."""
-    kind, allowed = RULES[name]
+    rule = RULES[name]
+    kind = KINDS.get(type(rule), rule)
     values = list(value) if name in LISTS and isinstance(value, (list, tuple)) else [value]
     for one in values:
         fits = isinstance(one, (int, float) if kind is float else kind)
         if isinstance(one, bool) != (kind is bool):  # Python counts True as the number 1
             fits = False
-        if not fits or (allowed is not None and one not in allowed):
+        if not fits or (rule is not kind and one not in rule):
             stop(f"{name} can't be {one!r}: it takes {kind.__name__}"
-                 f"{'' if allowed is None else f' in {allowed}'}.")
+                 f"{'' if rule is kind else f' in {rule}'}.")
     values = [kind(one) for one in values]
     return values if name in LISTS else values[0]
 
@@ -1569,7 +1538,7 @@ def from_keras(load, place, **options):
     """
     socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    copies = sorted(home.glob(place))
+    copies = [path for path in home.glob(place) if path.suffix != ".kept"]
     for copy in copies:  # Keras deletes a copy that is not the one it knows: a second name keeps it
         with contextlib.suppress(OSError):
             os.link(copy, f"{copy}.kept")
@@ -1604,26 +1573,25 @@ def open_results_folder(settings):
     """Return the folder in which this run collects its files: a new one, or with RESUME an old one.
 
     The files take their place at the very end, so that a run that fails leaves the results of the
-    run before it as they were. To go on, an unfinished run must have the same settings and data.
+    run before it as they were. The hash in the folder's name changes with any setting and any
+    pixel: a run that was cut off goes on only with the settings and the data that it had.
     """
     results = results_folder()
     state = {name: settings[name] for name in settings if name not in WITHOUT_EFFECT}
     state["DATASET"] = full_name()
-    differing = ["there is none"]
-    unfinished = sorted(results.parent.glob(f"{glob.escape(results.name)}.unfinished_*"))
-    for folder in reversed(unfinished):  # the newest first
-        saved = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        differing = [f"{name} was {saved.get(name)}" for name in state
-                     if saved.get(name) != state[name]]
-        if RESUME and not differing:
-            return folder
-        print(f"{folder} is an unfinished run, for --resume, or to be removed.")
+    start = f"{results.name}.unfinished_{joblib.hash(state)[:8]}_"
+    unfinished = sorted(results.parent.glob(f"{glob.escape(start)}*/history.csv"))
+    if RESUME and unfinished:
+        return unfinished[-1].parent  # the newest
+    of_results = results.parent.glob(f"{glob.escape(results.name)}.unfinished_*")
+    others = sorted(path.name for path in of_results)
     if RESUME:
-        stop(f"--resume takes an unfinished run in {OUTPUT_DIR} with the same settings and data "
-             f"({', '.join(differing)}). Run without --resume.")
-    folder = results.with_name(f"{results.name}.unfinished_{time.strftime('%Y%m%d_%H%M%S')}")
+        stop(f"--resume finds no unfinished run in {OUTPUT_DIR} with these settings and this data "
+             f"(with others: {first_few(others)}): give the same flags, or leave --resume out.")
+    if others:
+        print(f"Unfinished runs, for --resume, or to be removed: {first_few(others)}.")
+    folder = results.with_name(start + time.strftime("%Y%m%d_%H%M%S"))
     folder.mkdir(parents=True)  # an error, if another run has begun in this second
-    (folder / "run.json").write_text(json.dumps(state), encoding="utf-8")
     atexit.register(remove_if_untrained, folder)
     return folder
 
@@ -1664,37 +1632,37 @@ def record_experiment(settings, results):
         except ValueError as error:
             stop(f"{table} can't be read ({error}): move it away. The results are in their place.")
         rows = pd.concat([earlier, rows], ignore_index=True)
-    same_data = rows[rows["DATA"] == row["DATA"]]
-    accuracies = same_data["validation_accuracy"].astype(float)
-    number = results["validation_images"]
-    print_comparison("This run", row, row, number)
+    accuracies = pd.to_numeric(rows["validation_accuracy"], errors="coerce")
+    same_data = accuracies[(rows["DATA"] == row["DATA"]) & accuracies.notna()]
+    others = {same_data.index[-1]: "This run"}
     if len(same_data) > 1:
-        print_comparison("The last run", same_data.iloc[-2], row, number)
-        best = accuracies[:-1].idxmax()
-        if best != same_data.index[-2]:
-            print_comparison("The best run", same_data.loc[best], row, number)
+        others[same_data.index[-2]] = "The last run"
+        others.setdefault(same_data[:-1].idxmax(), "The best run")
+    for number, name in others.items():
+        compare(name, rows.loc[number], row)
     rows.to_csv(table.with_suffix(".new"), index=False)
     table.with_suffix(".new").replace(table)  # one move: the table is never half written
 
 
-def print_comparison(name, other, row, number):
-    """Print a run's validation accuracy on `number` images, and how it differs from this run's."""
+def compare(name, other, row):
+    """Print a run's validation accuracy, and how it differs from that of this run, `row`."""
+    number = int(row["validation_images"])
     right = [round(float(run["validation_accuracy"]) * number) for run in (other, row)]
     low, high = interval_of(right[0], number)
-    sentence = (f"{name}: validation accuracy {right[0] / number:.1%} of {number} images "
-                f"(95 % interval {low:.1%} to {high:.1%}).")
-    changed = []
-    for setting in [*RULES, "epochs_trained"]:
-        if setting in row and other.get(setting) != row[setting]:
-            changed.append(f"{setting} {other.get(setting)} -> {row[setting]}")
+    print(f"{name}: validation accuracy {right[0] / number:.1%} of {number} images "
+          f"(95 % interval {low:.1%} to {high:.1%}).")
+    if name == "This run":
+        return
     # Fisher's exact test (1935): how often chance alone makes a difference as large as this one.
     pvalue = stats.fisher_exact([right, [number - right[0], number - right[1]]]).pvalue
     verdict = "is more than luck"
     if pvalue >= 0.05:
         verdict = "may be luck of this choice of validation images (another seed is luck, too)"
-    if other is not row:
-        sentence += f" The difference {verdict}. Changed: {', '.join(changed) or 'nothing'}"
-    print(sentence)
+    changed = []
+    for setting in [*RULES, "epochs_trained"]:
+        if setting in row and other.get(setting) != row[setting]:
+            changed.append(f"{setting} {other.get(setting)} -> {row[setting]}")
+    print(f"The difference {verdict}. Changed: {', '.join(changed) or 'nothing'}")
 
 
 # %% References: the papers that are named as (author, year)

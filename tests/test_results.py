@@ -39,7 +39,7 @@ def test_flags_and_the_first_name_that_fits_decide(read, capsys, flags, written,
 @pytest.mark.parametrize("wrong", [
     "--epochs 0", "--epochs many", "--epoch 3", "--filters 8,8", "--filters 8 0", "--dropout 1",
     "--learning-rate nan", "--validation-split 1", "--seed -1", "--optimizer adamw", "--predict",
-    "--whitening yes", "nonsense", "--model mobilenet_v2 --image-size 100", "--dataset cats",
+    "--whitening yes", "nonsense", "--image-size 7", "--dataset cats",
     "--dataset missing.npz", dict(EPOCHS="10"), dict(EPOCHS=3.0), dict(EPOCHS=None),
     dict(EPOCHS={}), dict(DROPOUT=True), dict(WHITENING=1), dict(FILTERS=[8.0]), dict(DATASET=5),
     dict(EPOCHS=dict(mnist=4)), dict(LEARNING_RATE=dict(sgd=0.1)), dict(OPTIMIZER=None),
@@ -137,7 +137,7 @@ def test_a_killed_run_resumes(run, no_pictures, tmp_path, capsys):
         if line.startswith("Epoch 3/"):
             running.kill()
     assert running.wait() == -signal.SIGKILL
-    with one_sentence(capsys, "--resume", "EPOCHS was 4"):
+    with one_sentence(capsys, "--resume", "with others: 1 (digits.unfinished_"):
         run(RESUME=True, EPOCHS=5, FILTERS=[8])
     _, resumed, _ = run(RESUME=True, EPOCHS=4, FILTERS=[8])
     assert not re.search("Epoch [12]/", capsys.readouterr().out) and len(resumed) == 4
@@ -172,12 +172,12 @@ def test_each_run_is_a_row_and_is_compared_with_the_last_and_the_best(settings, 
     pathlib.Path("outputs", "experiments.csv").write_text("a;b\n1;2\n")  # of another program
     [only] = record(capsys, found, 0.95)
     assert " 95.0% of 1000 images (95 % interval 93.5% to 96.2%)" in only
-    last = record(capsys, found, 0.94, SEED=1)[1]
-    assert last.startswith("The last run") and " 95.0%" in last and "may be luck" in last
-    assert last.endswith("Changed: SEED 0 -> 1")
-    assert record(capsys, found, 0.94, SEED=1)[1].endswith("Changed: nothing")
-    best = record(capsys, found, 0.92, DROPOUT=0.5)[2]
-    assert best.startswith("The best run") and " 95.0%" in best and "more than luck" in best
+    _, last, difference = record(capsys, found, 0.94, SEED=1)
+    assert last.startswith("The last run") and " 95.0%" in last and "may be luck" in difference
+    assert difference.endswith("Changed: SEED 0 -> 1")
+    assert record(capsys, found, 0.94, SEED=1)[2].endswith("Changed: nothing")
+    *_, best, difference = record(capsys, found, 0.92, DROPOUT=0.5)
+    assert best.startswith("The best run") and " 95.0%" in best and "more than luck" in difference
     assert len(record(capsys, found, 0.9, DATA="y")) == 1, "other images"
     table = pathlib.Path("outputs", "experiments.csv")
     assert list(pd.read_csv(table)["validation_accuracy"][1:]) == [0.95, 0.94, 0.94, 0.92, 0.9]
