@@ -1683,47 +1683,38 @@ PAGE = r"""<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <!-- This page may load nothing from anywhere: all that it needs stands in this file. -->
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; base-uri 'none';
-  form-action 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline';
-  img-src data: blob:; media-src blob: mediastream:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
+  style-src 'unsafe-inline'; img-src data: blob:; media-src blob: mediastream:">
 <link rel="icon" href="data:,">
 <title>Try it</title>
 <style>
-  :root { color-scheme: light dark; --paper: #f6f4ef; --card: #fff; --ink: #1d1c24;
-    --quiet: #5d5a68; --line: #dedad0; --accent: #4a3fd1; }
-  @media (prefers-color-scheme: dark) {
-    :root { --paper: #121219; --card: #1c1c26; --ink: #eeecf4; --quiet: #aaa7ba;
-      --line: #3b3a49; --accent: #b0a8ff; }
-  }
-  * { box-sizing: border-box; }
-  body { margin: 0; padding: .75rem; background: var(--paper); color: var(--ink);
+  :root { color-scheme: light dark; --paper: light-dark(#f6f4ef, #121219);
+    --card: light-dark(#fff, #1c1c26); --ink: light-dark(#1d1c24, #eeecf4);
+    --quiet: light-dark(#5d5a68, #aaa7ba); --line: light-dark(#dedad0, #3b3a49);
+    --accent: light-dark(#4a3fd1, #b0a8ff); }
+  * { box-sizing: border-box; margin: 0; }
+  body { padding: .75rem; background: var(--paper); color: var(--ink);
     font: 1rem/1.4 system-ui, sans-serif; overflow-wrap: anywhere; }
-  main { max-width: 56rem; margin: auto; display: grid; gap: .75rem; }
-  h1 { margin: 0; font-size: 1.4rem; }
-  p, figure { margin: 0; }
+  main { max-width: 56rem; margin: auto; }
+  main, #two { display: grid; gap: .75rem; }
+  h1 { font-size: 1.4rem; }
   .quiet, figcaption { color: var(--quiet); font-size: .875rem; }
   .card { padding: .75rem; border: 1px solid var(--line); border-radius: 1.25rem;
     background: var(--card); min-width: 0; }
-  #two { display: grid; gap: .75rem; }
   #pad { display: block; width: 100%; max-width: min(100%, 44vh); aspect-ratio: 1; margin: auto;
     object-fit: contain; border-radius: 1rem; background: #0d0d12; touch-action: none; }
   .tools { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .75rem; }
   button, .button { padding: .55rem 1.1rem; border: 1px solid var(--line); border-radius: 99rem;
     background: var(--card); color: var(--ink); font: inherit; font-weight: 600; cursor: pointer; }
-  button:hover, .button:hover { border-color: var(--accent); }
   :focus-visible, .button:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
-  .button input, .unseen { position: absolute; width: 1px; height: 1px; opacity: 0; }
+  .button input, #spoken { position: absolute; width: 1px; height: 1px; opacity: 0; }
   #verdict { display: flex; justify-content: space-between; gap: 1rem; }
   #answer { font-size: 1.8rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
-  #seen { display: block; width: 6rem; border-radius: .6rem; image-rendering: pixelated; }
-  #bars { margin: .5rem 0 0; padding: 0; list-style: none; max-height: 15rem; overflow: auto; }
-  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem;
-    align-items: center; }
-  meter { width: 100%; }
-  meter::-webkit-meter-optimum-value { background: var(--accent); }
-  meter::-moz-meter-bar { background: var(--accent); }
-  #stages canvas { display: block; max-width: 100%; margin-bottom: 1rem; border-radius: .4rem;
-    image-rendering: pixelated; }
+  #bars { margin-top: .5rem; padding: 0; list-style: none; max-height: 15rem; overflow: auto; }
+  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem; }
+  meter { width: 100%; align-self: center; }
+  #seen, #stages canvas { width: 6rem; border-radius: .4rem; image-rendering: pixelated; }
+  #stages canvas { width: 11%; margin: 1px; }
   summary { cursor: pointer; font-weight: 600; }
   @media (min-width: 40rem) {  /* picture and answer side by side */
     #two { grid-template-columns: 1fr 1fr; }
@@ -1751,14 +1742,14 @@ PAGE = r"""<!doctype html>
           <canvas id="seen" role="img" aria-label="What the network sees"></canvas></figure>
       </div>
       <ul id="bars" tabindex="0" aria-label="The likeliest classes"></ul>
-      <p id="spoken" class="unseen" role="status"></p>
+      <p id="spoken" role="status"></p>
     </section>
   </div>
   <details class="card" id="inside"><summary>Look inside the network</summary>
     <p class="quiet">Each tile is the map of one filter: bright where the filter found what it looks
       for. From stage to stage the maps get coarser, and each says more.</p>
     <div id="stages"></div></details>
-  <footer class="quiet"><p id="foot"></p></footer>
+  <footer class="quiet" id="foot"></footer>
 </main>
 <script type="application/json" id="data">@@THE TRAINED NETWORK@@</script>
 <script>
@@ -1773,13 +1764,10 @@ function emptyMaps(height, width, channels) {
   return {height, width, channels, values: new Float32Array(height * width * channels)};
 }
 
-// The channels of one pixel; outside of the image all are 0.
-function pixel(maps, row, column) {
-  const {height, width, channels, values} = maps;
-  const isOutside = row < 0 || row >= height || column < 0 || column >= width;
-  if (isOutside) return new Float32Array(channels);
-  const start = (row * width + column) * channels;
-  return values.subarray(start, start + channels);
+// Where the channels of one pixel begin in the row of numbers; -1 outside of the image.
+function placeOf({height, width, channels}, row, column) {
+  const isInside = row >= 0 && row < height && column >= 0 && column < width;
+  return isInside ? (row * width + column) * channels : -1;
 }
 
 // A filter lies on a patch of the image, multiplies each number of the patch by a weight of its
@@ -1794,15 +1782,18 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
   const bias = weights.subarray(weights.length - filters);  // they stand behind the filters
   for (let row = 0; row < y.height; row++) {
     for (let column = 0; column < y.width; column++) {
-      const sums = pixel(y, row, column);
+      const to = placeOf(y, row, column);
+      const sums = y.values.subarray(to, to + filters);  // all channels of this pixel
       sums.set(bias);
       for (let i = 0; i < rows; i++) {
         for (let j = 0; j < columns; j++) {
-          const under = pixel(x, row + i - above, column + j - left);
+          const from = placeOf(x, row + i - above, column + j - left);
+          if (from < 0) continue;  // outside: zeros, nothing to add
           for (let k = 0; k < channels; k++) {
-            if (under[k] === 0) continue;  // after a ReLU about half are: nothing to add
+            const value = x.values[from + k];
+            if (value === 0) continue;  // as about half are, after a ReLU
             const start = ((i * columns + j) * channels + k) * filters;
-            for (let f = 0; f < filters; f++) sums[f] += under[k] * weights[start + f];
+            for (let f = 0; f < filters; f++) sums[f] += value * weights[start + f];
           }
         }
       }
@@ -1817,9 +1808,11 @@ function pooling(x, {shape: [rows, columns]}) {
   y.values.fill(-Infinity);
   for (let row = 0; row < y.height * rows; row++) {
     for (let column = 0; column < y.width * columns; column++) {
-      const largest = pixel(y, Math.floor(row / rows), Math.floor(column / columns));
-      const here = pixel(x, row, column);
-      for (let k = 0; k < x.channels; k++) largest[k] = Math.max(largest[k], here[k]);
+      const from = placeOf(x, row, column);
+      const to = placeOf(y, Math.floor(row / rows), Math.floor(column / columns));
+      for (let k = 0; k < x.channels; k++) {
+        y.values[to + k] = Math.max(y.values[to + k], x.values[from + k]);
+      }
     }
   }
   return y;
@@ -1842,11 +1835,10 @@ function relu(x) {
 
 // Softmax: any numbers become probabilities, all above 0 and together 1; larger stays larger.
 function softmax(x) {
-  const largest = Math.max(...x.values);  // taken away first, or exp could become infinite
-  const powers = x.values.map((value) => Math.exp(value - largest));
+  const most = largest(x.values);  // taken away first, or exp could become infinite
+  const powers = x.values.map((value) => Math.exp(value - most));
   const sum = powers.reduce((a, b) => a + b);
-  x.values = powers.map((power) => power / sum);
-  return x;
+  return {...x, values: powers.map((power) => power / sum)};
 }
 
 // The weights come as text (base64): four bytes for each number.
@@ -1860,13 +1852,12 @@ for (const step of data.steps) {
 async function recognize(pixels) {
   const compute = {convolution, pooling, scale, relu, softmax};
   const stages = [];  // what came out of each ReLU, to be looked at
-  let x = emptyMaps(HEIGHT, WIDTH, CHANNELS);
-  x.values.set(pixels);
+  let x = {...emptyMaps(HEIGHT, WIDTH, CHANNELS), values: Float32Array.from(pixels)};
   let rested = performance.now();
   for (const step of data.steps) {
     x = compute[step.kind](x, step);
     if (step.kind === "relu") stages.push({...x, values: x.values.slice()});
-    if (performance.now() - rested > 8) {
+    if (performance.now() - rested > 16) {
       await pause(0);
       rested = performance.now();
     }
@@ -1875,138 +1866,129 @@ async function recognize(pixels) {
 }
 
 // ---------- From any picture to the pixels that the network knows ----------
+const smallest = (numbers) => numbers.reduce((a, b) => Math.min(a, b));
+const largest = (numbers) => numbers.reduce((a, b) => Math.max(a, b));
 const element = (id) => document.getElementById(id);
 const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 const pad = element("pad");  // shows the drawing, the picture or what the camera sees
 const pen = pad.getContext("2d", {willReadFrequently: true});
 
-// A photo on the pad is as many times larger than the network's images: take the mean of squares.
-function preparePhoto() {
+// What stands on the pad, as maps: grey, or red, green and blue.
+function readPad(channels) {
   const {data: rgba} = pen.getImageData(0, 0, pad.width, pad.height);
-  const side = pad.width / WIDTH;
+  const maps = emptyMaps(pad.height, pad.width, channels);
+  for (let i = 0; i < pad.width * pad.height; i++) {
+    const [red, green, blue] = [rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]];
+    if (channels === 1) maps.values[i] = 0.299 * red + 0.587 * green + 0.114 * blue;
+    else maps.values.set([red, green, blue], 3 * i);
+  }
+  return maps;
+}
+
+// The image for the network, cut out of a source: its corner lies at (top, left), and each of its
+// pixels is the mean of 8 x 8 points in a square of the source with the side `step`.
+function cutOut(source, top, left, step) {
   const image = emptyMaps(HEIGHT, WIDTH, CHANNELS);
-  for (let row = 0; row < pad.height; row++) {
-    for (let column = 0; column < pad.width; column++) {
-      const from = 4 * (row * pad.width + column);
-      const to = pixel(image, Math.floor(row / side), Math.floor(column / side));
-      const [red, green, blue] = [rgba[from], rgba[from + 1], rgba[from + 2]];
-      if (CHANNELS === 1) to[0] += 0.299 * red + 0.587 * green + 0.114 * blue;
-      else [red, green, blue].forEach((value, k) => { to[k] += value; });
+  for (let row = 0; row < 8 * HEIGHT; row++) {
+    for (let column = 0; column < 8 * WIDTH; column++) {
+      const from = placeOf(source, Math.floor(top + step * (row + 0.5) / 8),
+        Math.floor(left + step * (column + 0.5) / 8));
+      if (from < 0) continue;  // outside: black
+      const to = placeOf(image, row >> 3, column >> 3);
+      for (let k = 0; k < CHANNELS; k++) image.values[to + k] += source.values[from + k] / 64;
     }
   }
-  return image.values.map((sum) => Math.round(sum / side / side));
+  return image.values.map(Math.round);
 }
 
 // The value below which a share of the numbers lies; of very many, some are enough.
 function quantile(numbers, share) {
-  const step = Math.max(1, Math.floor(numbers.length / 20000));
-  const some = numbers.filter((_, i) => i % step === 0).sort((a, b) => a - b);
-  return some[Math.min(some.length - 1, Math.floor(share * some.length))];
+  const step = Math.ceil(numbers.length / 20000);
+  const some = numbers.filter((_, i) => i % step === 0).sort();
+  return some[Math.floor(share * (some.length - 1))];
 }
 
-// The mean of the square around each pixel, by sums from the upper left corner.
-function localMean(grey, width, height, radius) {
-  const sums = new Float64Array((width + 1) * (height + 1));
-  for (let row = 0; row < height; row++) {
-    let line = 0;
-    for (let column = 0; column < width; column++) {
-      line += grey[row * width + column];
-      const at = (row + 1) * (width + 1) + column + 1;
-      sums[at] = sums[at - width - 1] + line;
+// The mean around each pixel along one axis: `step` numbers lie between neighbours, `length` of
+// which make a line. Every third neighbour is enough.
+function localMean(values, length, step, radius) {
+  return values.map((_, i) => {
+    const place = Math.floor(i / step) % length;
+    const last = Math.min(length - 1, place + radius);
+    let sum = 0, number = 0;
+    for (let at = Math.max(0, place - radius); at <= last; at += 3) {
+      sum += values[i + (at - place) * step];
+      number += 1;
     }
-  }
-  return grey.map((_, i) => {
-    const [row, column] = [Math.floor(i / width), i % width];
-    const [top, left] = [Math.max(0, row - radius), Math.max(0, column - radius)];
-    const bottom = Math.min(height, row + radius + 1), right = Math.min(width, column + radius + 1);
-    const sum = sums[bottom * (width + 1) + right] - sums[top * (width + 1) + right]
-      - sums[bottom * (width + 1) + left] + sums[top * (width + 1) + left];
-    return sum / (bottom - top) / (right - left);
+    return sum / number;
   });
 }
 
-// What differs from the paper is ink. The paper is as bright as the border; or, where the light
-// falls off, as the neighbourhood is in the mean, the ink left out. (As in --predict.)
-function findInk(grey, width, height) {
-  const column = (number) => grey.filter((_, i) => i % width === number);
-  const sides = [grey.slice(0, width), grey.slice(-width), column(0), column(width - 1)];
-  const medians = sides.map((side) => quantile(side, 0.5)).sort((a, b) => a - b);
-  const all = [...medians, quantile(grey, 0.5)];
-  const difference = (paper) => {
-    const ink = grey.map((value, i) => (value - paper[i]) / Math.max(1, paper[i]));
-    const [low, high] = ink.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [0, 0]);
-    return -low > high ? ink.map((value) => -value) : ink;  // dark on light, or light on dark
+// What differs from the paper is ink, 0 to 1. The paper is as bright as the border; or, where the
+// light falls off, as the neighbourhood is in the mean, the ink left out. (As in --predict.)
+function findInk({height, width, values}) {
+  const difference = (paper) => {  // in the shade, ink and paper are darker alike
+    const ink = values.map((value, i) => (value - paper[i]) / Math.max(1, paper[i]));
+    const isDark = -smallest(ink) > largest(ink);  // dark on light, or light on dark
+    return isDark ? ink.map((value) => -value) : ink;
   };
-  let paper = grey.map(() => (medians[1] + medians[2]) / 2);
-  if (Math.max(...all) - Math.min(...all) > 10) {
-    let withoutInk = grey;
+  const column = (number) => values.filter((_, i) => i % width === number);
+  const sides = [values.slice(0, width), values.slice(-width), column(0), column(width - 1)];
+  const medians = sides.map((side) => quantile(side, 0.5));
+  let paper = values.map(() => medians.reduce((a, b) => a + b) / 4);
+  medians.push(quantile(values, 0.5));
+  if (largest(medians) - smallest(medians) > 10) {
+    const radius = Math.max(width, height) >> 2;
+    let withoutInk = values;
     for (let pass = 0; pass < 2; pass++) {
-      paper = localMean(withoutInk, width, height, Math.max(width, height) >> 2);
+      paper = localMean(localMean(withoutInk, width, 1, radius), height, width, radius);
       const ink = difference(paper);
-      const limit = 0.3 * ink.reduce((a, b) => Math.max(a, b));
-      withoutInk = grey.map((value, i) => ink[i] > limit ? paper[i] : value);
+      const limit = 0.3 * largest(ink);
+      withoutInk = values.map((value, i) => ink[i] > limit ? paper[i] : value);
     }
   }
   const ink = difference(paper);
   const strongest = Math.max(quantile(ink, 0.999), 0.05);  // below 0.05 there is only noise
-  return ink.map((value) => Math.min(1, Math.max(0, value / strongest)));
+  return {height, width, channels: 1, values: ink.map((value) => value / strongest)};
 }
 
-// Cuts out the ink, puts it in the middle with the margin of the training images, and takes for
-// each new pixel the mean of 8 x 8 points. Returns null if there is no ink.
+// The ink, in the middle of an image, with the margin of the training images; null without ink.
 function prepareDrawing() {
-  const {width, height} = pad;
-  const {data: rgba} = pen.getImageData(0, 0, width, height);
-  const grey = new Float32Array(width * height);
-  grey.forEach((_, i) => {
-    grey[i] = 0.299 * rgba[4 * i] + 0.587 * rgba[4 * i + 1] + 0.114 * rgba[4 * i + 2];
-  });
-  const ink = {height, width, channels: 1, values: findInk(grey, width, height)};
-  const box = {top: height, bottom: -1, left: width, right: -1};
+  const ink = findInk(readPad(1));
+  const rows = [];
+  const columns = [];
   ink.values.forEach((value, i) => {
     if (value <= 100 / 255) return;
-    const [row, column] = [Math.floor(i / width), i % width];
-    box.top = Math.min(box.top, row);
-    box.bottom = Math.max(box.bottom, row);
-    box.left = Math.min(box.left, column);
-    box.right = Math.max(box.right, column);
+    rows.push(Math.floor(i / ink.width));
+    columns.push(i % ink.width);
   });
-  if (box.bottom < 0) return null;
-  const down = box.bottom - box.top + 1, across = box.right - box.left + 1;
-  const step = Math.max(across / WIDTH, down / HEIGHT) / data.ink_share;  // of one new pixel
-  const top = box.top + down / 2 - step * HEIGHT / 2;
-  const left = box.left + across / 2 - step * WIDTH / 2;
-  const isInBox = (row, column) => row >= box.top && row <= box.bottom
-    && column >= box.left && column <= box.right;
-  const image = emptyMaps(HEIGHT, WIDTH, 1).values.map((_, i) => {
-    let sum = 0;
-    for (let point = 0; point < 64; point++) {
-      const row = Math.floor(top + step * (Math.floor(i / WIDTH) + ((point >> 3) + 0.5) / 8));
-      const column = Math.floor(left + step * (i % WIDTH + ((point & 7) + 0.5) / 8));
-      if (isInBox(row, column)) sum += pixel(ink, row, column)[0];
-    }
-    return 255 * sum / 64;
+  if (rows.length === 0) return null;
+  const [top, left] = [smallest(rows), smallest(columns)];
+  const box = emptyMaps(largest(rows) - top + 1, largest(columns) - left + 1, 1);
+  box.values.forEach((_, i) => {
+    const from = placeOf(ink, top + Math.floor(i / box.width), left + i % box.width);
+    box.values[i] = 255 * Math.min(1, Math.max(0, ink.values[from]));
   });
+  const step = Math.max(box.width / WIDTH, box.height / HEIGHT) / data.ink_share;
+  const image = cutOut(box, (box.height - step * HEIGHT) / 2, (box.width - step * WIDTH) / 2, step);
   // Made small, a thin line is pale: stretched, it is as bright as in training.
-  const sorted = image.slice().sort((a, b) => a - b);
-  const low = sorted[0];
-  const high = sorted[sorted.length - 1 - Math.floor(0.03 * sorted.length)];
-  if (high <= low) return image;
+  const low = smallest(image);
+  const high = Math.max(low + 1, quantile(image, 0.97));
   return image.map((value) => Math.min(255, Math.round((value - low) * 255 / (high - low))));
 }
 
 // ---------- Where pictures come from: pen, file, camera ----------
-let isEmpty = true;
+let onPad = "nothing";  // or "drawing", or "picture"
 let stream = null;  // of the running camera
-const pens = new Map();  // where each finger was last
+let last = null;  // where the pen was, while it draws
 
 function clearPad() {
-  stopCamera();
-  const larger = Math.ceil(400 / Math.max(WIDTH, HEIGHT));
+  if (stream) for (const track of stream.getTracks()) track.stop();
+  stream = null;
+  const larger = Math.ceil(400 / Math.max(WIDTH, HEIGHT));  // whole, so that pixels stay squares
   [pad.width, pad.height] = data.white_on_black ? [300, 300] : [WIDTH * larger, HEIGHT * larger];
   pen.fillStyle = "black";
   pen.fillRect(0, 0, pad.width, pad.height);
-  isEmpty = true;
+  onPad = "nothing";
   say(data.white_on_black ? "Draw, any size, anywhere; or take a picture of pen on paper."
     : "Choose, drop or paste a picture, or take one.");
   look();
@@ -2016,12 +1998,12 @@ function say(sentence) {
   element("message").textContent = sentence;
 }
 
-// Shows a picture. A drawing is shown whole; of a photo, the middle part that the network gets.
+// A drawing is shown whole; of a photo, the middle part that the network gets.
 function showPicture(source, width, height) {
   if (data.white_on_black) {
-    const smaller = Math.min(1, 500 / Math.max(width, height));
-    pad.width = Math.max(1, Math.round(width * smaller));
-    pad.height = Math.max(1, Math.round(height * smaller));
+    const smaller = Math.min(1, 400 / Math.max(width, height));
+    pad.width = Math.max(1, width * smaller);
+    pad.height = Math.max(1, height * smaller);
   }
   const zoom = Math.max(pad.width / width, pad.height / height);
   pen.imageSmoothingEnabled = zoom < 1;  // enlarged, a pixel stays a square
@@ -2030,7 +2012,7 @@ function showPicture(source, width, height) {
   pen.fillRect(0, 0, pad.width, pad.height);
   pen.drawImage(source, (pad.width - zoom * width) / 2, (pad.height - zoom * height) / 2,
     zoom * width, zoom * height);
-  isEmpty = false;
+  onPad = "picture";
 }
 
 async function openPicture(file) {
@@ -2049,67 +2031,52 @@ async function startCamera() {
   clearPad();
   try {
     stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
-    stream.getTracks()[0].addEventListener("ended", () => {
+    stream.getTracks()[0].onended = () => {
       clearPad();
       say("The camera was taken away.");
-    });
+    };
     const video = document.createElement("video");
-    video.muted = video.playsInline = true;
-    video.srcObject = stream;
+    Object.assign(video, {muted: true, playsInline: true, srcObject: stream});
     await video.play();
     say("");
-    while (stream && stream === video.srcObject) {
+    while (stream === video.srcObject) {
       showPicture(video, video.videoWidth, video.videoHeight);
       await look();
       await pause(40);
     }
   } catch (error) {
-    stopCamera();
+    clearPad();
     say(`No camera can be used here (${error.name}): it may be refused, absent or in use, or this `
       + "page needs an address with https. Picture takes a file, on a phone also a photo.");
   }
 }
 
-function stopCamera() {
-  if (stream) for (const track of stream.getTracks()) track.stop();
-  stream = null;
-}
-
-function pointOf(event) {
-  const box = pad.getBoundingClientRect();
-  return [(event.clientX - box.left) * pad.width / box.width,
-    (event.clientY - box.top) * pad.height / box.height];
-}
-
 function drawTo(event) {
-  const to = pointOf(event);
-  pen.strokeStyle = "white";
-  pen.lineWidth = pad.width / 11;
-  pen.lineCap = "round";
+  const box = pad.getBoundingClientRect();
+  const point = [(event.clientX - box.left) * 300 / box.width,
+    (event.clientY - box.top) * 300 / box.height];
+  Object.assign(pen, {strokeStyle: "white", lineWidth: 27, lineCap: "round"});
   pen.beginPath();
-  pen.moveTo(...pens.get(event.pointerId));
-  pen.lineTo(...to);  // to where it already is: a dot
+  pen.moveTo(...last || point);
+  pen.lineTo(...point);  // to where it already is: a dot
   pen.stroke();
-  pens.set(event.pointerId, to);
-  isEmpty = false;
+  last = point;
+  onPad = "drawing";
   lookSoon();
 }
 
 pad.addEventListener("pointerdown", (event) => {
-  if (!data.white_on_black || event.button > 0) return;
-  if (stream || pad.width !== 300 || pad.height !== 300) clearPad();  // a picture is there
+  if (!data.white_on_black || !event.isPrimary || event.button > 0) return;
+  if (onPad === "picture") clearPad();
   pad.setPointerCapture(event.pointerId);  // a line may leave the pad and come back
-  pens.set(event.pointerId, pointOf(event));
   drawTo(event);
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!pens.has(event.pointerId)) return;
-  const parts = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
+  if (!last || !event.isPrimary) return;
+  const parts = event.getCoalescedEvents?.() ?? [];  // where it was since the last event
   for (const part of parts.length ? parts : [event]) drawTo(part);
 });
-for (const end of ["pointerup", "pointercancel"]) {
-  pad.addEventListener(end, (event) => pens.delete(event.pointerId));
-}
+pad.addEventListener("lostpointercapture", () => { last = null; });
 element("clear").addEventListener("click", clearPad);
 element("camera").addEventListener("click", startCamera);
 element("file").addEventListener("change", (event) => {
@@ -2138,10 +2105,12 @@ function lookSoon() {
 async function look() {
   looks += 1;
   const mine = looks;
-  const image = isEmpty ? null : data.white_on_black ? prepareDrawing() : preparePhoto();
-  showImage(image);
+  const image = onPad === "nothing" ? null : data.white_on_black ? prepareDrawing()
+    : cutOut(readPad(CHANNELS), 0, 0, pad.width / WIDTH);
   const result = image ? await recognize(image) : {probabilities: null, stages: []};
   if (mine !== looks) return;
+  const colours = image || new Float32Array(HEIGHT * WIDTH * CHANNELS);
+  paint(element("seen"), HEIGHT, WIDTH, (i, k) => colours[i * CHANNELS + k % CHANNELS]);
   showAnswer(result.probabilities);
   element("stages").replaceChildren(...(element("inside").open ? result.stages.map(mapsOf) : []));
 }
@@ -2149,74 +2118,52 @@ async function look() {
 // The class names are put in as text, never as HTML: a folder may be called <img src=x>.
 function showAnswer(probabilities) {
   const names = data.class_names;
+  const shares = probabilities || names.map(() => 0);
   const order = names.map((_, i) => i);
-  if (probabilities && names.length > 10) {  // up to 10 keep their places
-    order.sort((a, b) => probabilities[b] - probabilities[a]);
-  }
+  if (names.length > 10) order.sort((a, b) => shares[b] - shares[a]);  // up to 10 keep their places
   element("bars").replaceChildren(...order.slice(0, 10).map((i) => {
-    const [row, name, bar, percent] = ["li", "span", "meter", "span"].map(
-      (kind) => document.createElement(kind));
-    const share = probabilities ? probabilities[i] : 0;
-    name.textContent = names[i];
-    bar.value = share;
-    bar.ariaLabel = names[i];
-    percent.textContent = probabilities ? `${(100 * share).toFixed(1)}%` : "";
-    row.append(name, bar, percent);
+    const row = document.createElement("li");
+    row.innerHTML = "<span></span><meter></meter><span></span>";
+    const [name, bar, percent] = row.children;
+    name.textContent = bar.ariaLabel = names[i];
+    bar.value = shares[i];
+    percent.textContent = probabilities ? `${(100 * shares[i]).toFixed(1)}%` : "";
     return row;
   }));
-  let sentence = "nothing to see yet";
-  element("answer").textContent = "–";
-  if (probabilities) {
-    const share = Math.max(...probabilities);
-    element("answer").textContent = names[probabilities.indexOf(share)];
-    sentence = `${(100 * share).toFixed(1)}% sure${share < 0.5 ? ", so it may well be wrong" : ""}`;
-  }
-  element("sure").textContent = sentence;
+  const share = largest(shares);
+  const doubt = share < 0.5 ? ", so it may well be wrong" : "";
+  const answer = probabilities ? names[shares.indexOf(share)] : "–";
+  const sure = probabilities ? `${(100 * share).toFixed(1)}% sure${doubt}` : "nothing to see yet";
+  element("answer").textContent = answer;
+  element("sure").textContent = sure;
   clearTimeout(hearing);
-  hearing = setTimeout(() => {
-    element("spoken").textContent = `${element("answer").textContent}, ${sentence}`;
-  }, 1000);
+  hearing = setTimeout(() => { element("spoken").textContent = `${answer}, ${sure}`; }, 1000);
 }
 
-// Draws maps as tiles, at most 8 in a row and 64 in all; the largest number of all is white.
+// Paints a canvas; value(i, k): that of pixel i in colour k (red, green, blue), 0 to 255.
+function paint(canvas, height, width, value) {
+  const shown = new ImageData(width, height);
+  shown.data.forEach((_, i) => {
+    shown.data[i] = i % 4 === 3 ? 255 : value(i >> 2, i % 4);  // behind the colours: opaque
+  });
+  [canvas.width, canvas.height] = [width, height];
+  canvas.getContext("2d").putImageData(shown, 0, 0);
+}
+
+// Up to 64 maps, each as a tile; the largest number of all is white.
 function mapsOf({height, width, channels, values}) {
-  const canvas = document.createElement("canvas");
-  const shown = Math.min(64, channels);
-  canvas.width = 8 * (width + 1);
-  canvas.height = Math.ceil(shown / 8) * (height + 1);
-  canvas.style.width = "32rem";
-  canvas.role = "img";
-  canvas.ariaLabel = `${channels} maps of ${width} x ${height}`;
-  const largest = values.reduce((a, b) => Math.max(a, b), 1e-9);
-  const context = canvas.getContext("2d");
-  const tile = new ImageData(width, height);
-  for (let k = 0; k < shown; k++) {
-    for (let i = 0; i < width * height; i++) {
-      const share = values[i * channels + k] / largest;
-      const grey = 255 * Math.sqrt(share);  // the root lifts small numbers
-      tile.data.set([grey, grey, grey, 255], 4 * i);
-    }
-    context.putImageData(tile, (k % 8) * (width + 1), Math.floor(k / 8) * (height + 1));
-  }
+  const most = Math.max(1e-9, largest(values));
   const figure = document.createElement("figure");
   const caption = document.createElement("figcaption");
   caption.textContent = `${channels} maps of ${width} x ${height}`
-    + (shown < channels ? `, the first ${shown}` : "");
-  figure.append(caption, canvas);
-  return figure;
-}
-
-function showImage(image) {
-  const canvas = element("seen");
-  canvas.width = WIDTH;  // clears it, too
-  canvas.height = HEIGHT;
-  if (!image) return;
-  const shown = new ImageData(WIDTH, HEIGHT);
-  for (let i = 0; i < WIDTH * HEIGHT; i++) {
-    for (let k = 0; k < 3; k++) shown.data[4 * i + k] = image[i * CHANNELS + k % CHANNELS];
-    shown.data[4 * i + 3] = 255;
+    + (channels > 64 ? ", the first 64" : "");
+  figure.append(caption);
+  for (let k = 0; k < Math.min(64, channels); k++) {
+    const tile = document.createElement("canvas");  // the root lifts small numbers
+    paint(tile, height, width, (i) => 255 * Math.sqrt(values[i * channels + k] / most));
+    figure.append(tile);
   }
-  canvas.getContext("2d").putImageData(shown, 0, 0);
+  return figure;
 }
 
 element("inside").addEventListener("toggle", look);

@@ -168,10 +168,11 @@ def test_photos_names_and_camera(settings, opened):
     assert answer_to(page, "large.png", png(large)) == names[expected[0]].strip()
     page.click("summary")
     page.wait_for_selector("#stages canvas")
-    assert page.locator("#stages canvas").count() == 4  # whitening, two in the block, dense
+    assert page.locator("#stages figure").count() == 4  # whitening, two in the block, dense
+    assert page.locator("#stages canvas").count() == 24 + 4 + 4 + 8  # a map of each filter
     page.click("#camera")
     page.wait_for_timeout(1000)
-    assert page.evaluate("stream !== null && !isEmpty")
+    assert page.evaluate("stream !== null && onPad === 'picture'")
     page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
     assert "taken away" in page.inner_text("#message") and page.inner_text("#answer") == "–"
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject("
