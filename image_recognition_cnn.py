@@ -58,10 +58,11 @@ from sklearn.neighbors import NearestNeighbors
 # sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set, or of
 # your own folder; others fits always. read_settings() puts this one value in the place of the
 # dict(...): for digits, EPOCHS is then 30. Each line is a flag, too (BATCH_SIZE: --batch-size).
-# All functions below read these names. The words are explained in chapters 3 and 4.
+# All functions below read these names. The words are explained in chapters 3 and 4. Each block of
+# FILTERS halves the image: 8x8 pixels allow one, 28x28 three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
-IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures in the network, 8 to 512 pixels
+IMAGE_SIZE = dict(pretrained=96, others=64)  # side in the network of own pictures, 8 to 512 pixels
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back of the training images, 0 to 1
 SHIFT = dict(digits=1, others=2)  # farthest move of a training image at random, 0 or more pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
@@ -305,7 +306,7 @@ def build_cnn(x_train, num_classes):
 
     In: (number, height, width, channels), 0 to 255. Out: (number, num_classes) float32, each row
     adds to 1. The shapes are those of CIFAR-10, for one image: the first axis, the number of
-    images, is left out.
+    images, is left out. (Those of your run: model.summary() prints them.)
     """
     model = keras.Sequential(name="cnn")
     model.add(keras.Input(x_train.shape[1:]))  # (32, 32, 3)
@@ -495,7 +496,7 @@ def learning_rate_schedule(steps, highest):
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
     untrained network, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0
     along half a cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017): +2.4
-    points. "constant": it is the highest rate in all steps.
+    points. So 5 epochs are not the first 5 of 30. "constant": it is the highest rate in all steps.
     """
     if SCHEDULE == "constant":
         return highest
@@ -510,7 +511,7 @@ def learning_rate_schedule(steps, highest):
 def make_optimizer(learning_rate, weight_decay):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
-    SGD, stochastic gradient descent: step = rate x gradient of a batch. Momentum: in place of that
+    SGD, stochastic gradient descent: weight = weight - rate x gradient. Momentum: in place of that
     gradient, a sum of the last gradients, in which older ones count less and less, so that random
     differences between batches average out. Nesterov: the gradient is taken a little ahead, where
     that sum leads to. Adam also divides by the usual size of each weight's gradients: its steps
@@ -554,6 +555,8 @@ def fit(model, training, validation, epochs, folder):
 
     place = folder / "resume" / f"from_epoch_{epochs.start}"
     checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
+    # Keras calls the callbacks: ours after each epoch, one that keeps what RESUME needs, and one
+    # that ends the training when the loss is no number.
     try:  # shuffle: the batches are shuffled already. verbose: 1 a moving bar, 2 a line per epoch
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
@@ -633,6 +636,7 @@ def report(results, probabilities, y_test, class_names, folder):
 
 
 # %% 6. Pictures: what came out, to look at
+# One function for each picture in outputs/. Look at the pictures first: they say what they show.
 def draw_curves(history, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as `fit` returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -757,9 +761,9 @@ def draw_where_it_looks(model, x, y, probabilities, names, folder):
 def occlusion_map(model, image, class_index):
     """Return how far the probability of a class falls when a square covers each part of an image.
 
-    What can be covered without a fall does not matter to the answer; where the fall is deep, there
-    the network looks (Zeiler and Fergus, 2014). image: (height, width, channels) uint8. Returns
-    (height, width) float: 0.3 where the probability falls from 0.9 to 0.6, below 0 where it rises.
+    Where it falls deep, there the network looks (occlusion, covering: Zeiler and Fergus, 2014).
+    image: (height, width, channels) uint8. Returns (height, width) float: 0.3 where the probability
+    falls from 0.9 to 0.6, below 0 where it rises.
     """
     height, width, _ = image.shape
     square = max(2, min(height, width) // 4)
@@ -1703,7 +1707,7 @@ PAGE = r"""<!doctype html>
     background: var(--card); min-width: 0; }
   #pad { display: block; width: 100%; max-width: min(100%, 44vh); aspect-ratio: 1; margin: auto;
     object-fit: contain; border-radius: 1rem; background: #0d0d12; touch-action: none; }
-  .tools { display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .75rem; }
+  .tools { display: flex; flex-wrap: wrap; gap: .5rem; margin: .75rem 0; }
   button, .button { padding: .55rem 1.1rem; border: 1px solid var(--line); border-radius: 99rem;
     background: var(--card); color: var(--ink); font: inherit; font-weight: 600; cursor: pointer; }
   :focus-visible, .button:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
@@ -1711,10 +1715,14 @@ PAGE = r"""<!doctype html>
   #verdict { display: flex; justify-content: space-between; gap: 1rem; }
   #answer { font-size: 1.8rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
   #bars { margin-top: .5rem; padding: 0; list-style: none; max-height: 15rem; overflow: auto; }
-  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem; }
-  meter { width: 100%; align-self: center; }
+  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem;
+    align-items: center; }
+  meter { width: 100%; }
+  meter::-webkit-meter-optimum-value { background: var(--accent); }
+  meter::-moz-meter-bar { background: var(--accent); }
   #seen, #stages canvas { width: 6rem; border-radius: .4rem; image-rendering: pixelated; }
-  #stages canvas { width: 11%; margin: 1px; }
+  #stages canvas { width: min(11%, 4rem); margin: 1px; }
+  #stages figure { max-width: 36rem; }
   summary { cursor: pointer; font-weight: 600; }
   @media (min-width: 40rem) {  /* picture and answer side by side */
     #two { grid-template-columns: 1fr 1fr; }
@@ -1980,6 +1988,7 @@ function prepareDrawing() {
 let onPad = "nothing";  // or "drawing", or "picture"
 let stream = null;  // of the running camera
 let last = null;  // where the pen was, while it draws
+let waiting = 0;  // for the pen to rest
 
 function clearPad() {
   if (stream) for (const track of stream.getTracks()) track.stop();
@@ -2062,7 +2071,8 @@ function drawTo(event) {
   pen.stroke();
   last = point;
   onPad = "drawing";
-  lookSoon();
+  clearTimeout(waiting);
+  waiting = setTimeout(look, 60);  // when the pen rests
 }
 
 pad.addEventListener("pointerdown", (event) => {
@@ -2093,14 +2103,8 @@ addEventListener("paste", (event) => {
 });
 
 // ---------- The answer ----------
-let waiting = 0;  // for the pen to rest
 let hearing = 0;  // a screen reader hears the answer when it has rested for a second
 let looks = 0;  // a newer look ends an older one
-
-function lookSoon() {
-  clearTimeout(waiting);
-  waiting = setTimeout(look, 60);
-}
 
 async function look() {
   looks += 1;
