@@ -57,9 +57,10 @@ from sklearn.neighbors import NearestNeighbors
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
 # sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set, or of
 # your own folder; others fits always. read_settings() puts this one value in the place of the
-# dict(...): for digits, EPOCHS is then 30. Each line is a flag, too (BATCH_SIZE: --batch-size).
-# All functions below read these names. The words are explained in chapters 3 and 4. Each block of
-# FILTERS halves the image: 8x8 pixels allow one, 28x28 three.
+# dict(...): for digits, EPOCHS is then 30; for cifar10 with sgd, LEARNING_RATE is 0.1. Each line is
+# a flag, too (BATCH_SIZE: --batch-size). All functions below read these names. The words are
+# explained in chapters 3 and 4. Each number of FILTERS makes a block of layers, which halves the
+# image: digits (8x8 pixels) have room for one, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side in the network of own pictures, 8 to 512 pixels
@@ -78,9 +79,9 @@ DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left o
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, from 1
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
 OPTIMIZER = "adam"  # adam or sgd
-LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, to 10
+LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step takes this * rate of a weight
+WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a weight's loss per step: this * rate
 LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, from 0 to below 1
 FINE_TUNE = 0  # epochs in which the last part of a pretrained MODEL is trained as well, from 0
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
@@ -152,8 +153,8 @@ def load_data():
 
     A part is a pair: images (number, height, width, channels) uint8, and labels (number,) int. The
     network learns from the training images. The validation images are held back from them: choose
-    settings by these. The test images are looked at once, at the end: who chooses settings by them
-    finds those that fit these images by luck.
+    settings by these. The test images are looked at once, at the end: if you chose settings by
+    them, you would find settings that fit just these images, by luck.
     """
     class_names = CLASS_NAMES.get(DATASET)
     validation = None
@@ -170,14 +171,14 @@ def load_data():
         training, test = split(training, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
         training, validation = split(training, share=VALIDATION_SPLIT)
-    if len(training) == 3:  # own pictures: the third is their names, to name copies
+    if len(training) == 3:  # own pictures; the third are file names, to say which are there twice
         warn_of_copies(training, validation, test)
     return training[:2], validation[:2], test[:2], class_names
 
 
 def load_keras_dataset():
     """Return the training and the test part of a data set that Keras downloads once."""
-    place = {
+    place = {  # in Keras' folder: who has no internet can put a copy there
         "mnist": "datasets/mnist.npz",
         "fashion_mnist": "datasets/fashion-mnist/*.gz",
         "cifar10": "datasets/cifar-10-batches-py-target_archive",
@@ -222,8 +223,8 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     commonest = np.bincount(y_train).argmax()
     print(f"Without a network: always the commonest class, {np.mean(y_val == commonest):.1%} of "
           f"{len(y_val)} validation images right")
-    # Logistic regression is like a network with one layer only: one weight per pixel and class.
-    # Some images are enough, the same number of each class.
+    # Logistic regression: for each class, every pixel is multiplied by a number (a weight) and all
+    # are added up; the largest sum wins. Some images are enough, the same number of each class.
     some = spread_over_classes(y_train, 3000)
     regression = LogisticRegression(C=0.1, tol=0.01)  # C: the smaller, the smaller the weights
     regression.fit(small_and_flat(x_train[some]), y_train[some])
@@ -291,16 +292,19 @@ def draw_grid(figure, images, texts, columns):
 
 
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
-# The words you will meet. Convolution: a filter slides over the image. It has a small square of
-# weights for each channel; at each place they are multiplied with the pixels under it and added up.
-# The sums are its map: high where the image looks like the filter. The maps of one layer are the
-# channels of the next. ReLU: what is below 0 becomes 0. Pooling: of each 2x2 numbers the largest
-# stays. Dense: each neuron has a weight for every input. Softmax: ten numbers z become ten
-# probabilities; each is e^z, divided by the sum of all ten.
+# The words you will meet. A network is a chain of layers. Each layer makes new numbers out of those
+# that it gets, mostly with weights: numbers that the training changes. Convolution: a filter slides
+# over the image. It has a small square of weights for each channel; at each place they are
+# multiplied with the pixels under it and added up. The sums are its map: high where the image looks
+# like the filter. The maps of one layer are the channels of the next. ReLU: what is below 0 becomes
+# 0. Pooling: of each 2x2 numbers the largest stays. Dense: each of its numbers (neurons) is a sum
+# of all inputs, each times a weight. Softmax: ten numbers z become ten probabilities; each is e^z,
+# divided by the sum of all ten.
 # "+2.6 points" behind a trick: with it, 2.6 more of 100 validation images of CIFAR-10 were right in
 # a short training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py
-# staircase`, in the order of outputs/benchmark/staircase.png). "+0.5 points?": the runs with and
-# without it overlap, so it may be luck.
+# staircase`). The tricks were added one after the other, so each counts on top of those before it,
+# in the order of outputs/benchmark/staircase.png. "+0.5 points?": the runs with and without it
+# overlap, so it may be luck.
 def build_cnn(x_train, num_classes):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
@@ -315,10 +319,10 @@ def build_cnn(x_train, num_classes):
     # (pixel - mean) / standard deviation, for each channel. As a part of the model: so it takes raw
     # pixels, and nobody has to scale them by hand.
     normalization = layers.Normalization()
-    normalization.adapt(every_kth(x_train, 10_000_000))
+    normalization.adapt(every_kth(x_train, 10_000_000))  # measures mean and standard deviation
     model.add(normalization)  # (32, 32, 3)
     if WHITENING:
-        some_images = normalization(every_kth(x_train, 3_000_000))
+        some_images = normalization(every_kth(x_train, 3_000_000))  # a layer works like a function
         model.add(whitening_layer(some_images))  # (31, 31, 24): 2 pixels fit at 31 places in 32
     for number, filters in enumerate(FILTERS, start=1):
         add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
@@ -372,10 +376,9 @@ def whitening_layer(images):
 
     At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
     what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated and have a spread of 1. So no direction of the input outweighs the others,
-    and one step size suits all weights. Each filter is there twice, once negated, because ReLU
-    removes what is below 0. +2.6 points.
-    Source: whitening as the first layer of a network: Page (2019) and Jordan (2024).
+    that are uncorrelated and have a spread of 1. So none of them outweighs the others, and one size
+    of training steps (chapter 4) suits all weights (Page, 2019; Jordan, 2024): +2.6 points. Each
+    filter is there twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
@@ -403,18 +406,18 @@ def add_block(model, filters, name):
 
     A convolution looks for one small pattern per filter, everywhere in the image; the pattern's map
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
-    first convolution, so that all layers behind it work on a quarter of the places (Jordan, 2024):
-    that saves half of all multiplications.
+    first convolution, so that the second one works on a quarter of the places (Jordan, 2024): the
+    whole network does half of the multiplications.
     Batch normalization subtracts a map's mean over the batch (the images of one training step), and
     divides by its spread, the standard deviation; then it multiplies by a learned scale (gamma) and
-    adds a learned offset (beta). With numbers of a steady size, larger steps are safe and the
-    network learns faster (Ioffe and Szegedy, 2015): +5.3 points, and +1.8 by the larger steps (a
-    LEARNING_RATE of 0.004, not 0.001). In a test an answer must not depend on the other images: the
-    layer then uses the averages of the last training batches. Momentum 0.6 (not that of SGD) keeps
-    60 % of the old average at each step, so only the last few batches count.
+    adds a learned offset (beta). With numbers of a steady size, larger training steps are safe and
+    the network learns faster (Ioffe and Szegedy, 2015): +5.3 points, and +1.8 by the larger steps
+    (a LEARNING_RATE of 0.004, not 0.001). In a test an answer must not depend on the other images:
+    the layer then uses the averages of the last training batches. (momentum=0.6: at each step, 60 %
+    of the average is the old one.)
     """
     height, width = model.output_shape[1:3]
-    if min(height, width) < 4:  # of one pixel, a convolution sees only the zeros around it
+    if min(height, width) < 4:  # 3x3 becomes 1x1: the second convolution would see the border only
         stop(f"{name} (--filters {FILTERS}) gets maps of {height}x{width} pixels, but it takes 4x4 "
              "or more, as each block halves them: give fewer filters, or larger images.")
     with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
@@ -434,9 +437,8 @@ def start_as_identity(model):
     """Let the first filters of each convolution copy one input map each, instead of random numbers.
 
     The network then begins by passing its input through, and learns what to change (Jordan, 2024):
-    +0.5 points?, and +0.65 on the test images with `--epochs 3 --filters 32 64 128`. Filters beyond
-    the number of input maps stay random: in block 1 on CIFAR-10, 8 of the 32 of the first
-    convolution (it gets 24 maps), none of the second.
+    +0.5 points? Filters beyond the number of input maps stay random: in block 1 on CIFAR-10, 8 of
+    the 32 of the first convolution (it gets 24 maps), none of the second.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -467,6 +469,7 @@ def train(model, x_train, y_train, x_val, y_val, folder, epochs, highest_rate, w
     # Label smoothing asks for a little less than certainty (Szegedy et al., 2016): -0.2 points?, so
     # it is off.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
+    # compile: with which optimizer and which loss the model is trained, and what is measured
     model.compile(make_optimizer(rate, weight_decay), loss, metrics=["accuracy"])
     return fit(model, training, validation, epochs, folder)
 
@@ -491,12 +494,13 @@ def batches(images, labels, num_classes, shuffled=False):
 def learning_rate_schedule(steps, highest):
     """Return the learning rate, the size of the steps, as a function of the number of steps done.
 
-    `highest` is the largest rate, found by trying: on CIFAR-10 (8 epochs, mean of 2 seeds) 89.1,
-    89.4 and 89.2 % of 5,000 validation images were right with 0.004, 0.008 and 0.016.
+    `highest` is the largest rate, found by trying: on CIFAR-10, 0.008 gave 89.4 % (8 epochs, 5,000
+    validation images, mean of 2 seeds), half of it 89.1 %, twice as much 89.2 %.
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
     untrained network, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0
     along half a cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017): +2.4
-    points. So 5 epochs are not the first 5 of 30. "constant": it is the highest rate in all steps.
+    points. The curve is stretched over all epochs, so 5 are not the first 5 of 30. "constant": it
+    is the highest rate in all steps.
     """
     if SCHEDULE == "constant":
         return highest
@@ -514,12 +518,11 @@ def make_optimizer(learning_rate, weight_decay):
     SGD, stochastic gradient descent: weight = weight - rate x gradient. Momentum: in place of that
     gradient, a sum of the last gradients, in which older ones count less and less, so that random
     differences between batches average out. Nesterov: the gradient is taken a little ahead, where
-    that sum leads to. Adam also divides by the usual size of each weight's gradients: its steps
-    have the size of the rate, so its rate is another number than that of SGD.
+    that sum leads to. Adam also divides by the usual size of each weight's gradients, so that all
+    weights move about as far in a step: its rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large: +1.1 points? It is taken off the weight directly ("decoupled"; Loshchilov and
-    Hutter, 2019). As a part of the loss, Adam would divide it, too, and weights with large
-    gradients would hardly decay.
+    stay large: +1.1 points? (It is taken off the weights after each step and is no part of the
+    loss, as in older programs: Loshchilov and Hutter, 2019.)
     """
     optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
     if OPTIMIZER == "sgd":
@@ -534,13 +537,13 @@ def fit(model, training, validation, epochs, folder):
     """Train a compiled model; return its history, a table (pandas DataFrame), one row per epoch.
 
     training, validation: batches. epochs: a range. Columns: epoch (from 0), accuracy, loss,
-    val_accuracy, val_loss, learning_rate, seconds. Table and curves are in the folder while it
-    runs, and RESUME can go on from the last whole epoch.
+    val_accuracy, val_loss, learning_rate, seconds. The folder has the table and the curves after
+    each epoch, and RESUME can go on from the last whole one.
     """
     table = folder / "history.csv"
     ends = [time.perf_counter()]
 
-    def after_epoch(epoch, logs):
+    def after_epoch(epoch, logs):  # logs: a dict of accuracy, loss, val_accuracy, val_loss
         ends.append(time.perf_counter())
         row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
                "seconds": round(ends[-1] - ends[-2], 2)}
@@ -627,7 +630,7 @@ def report(results, probabilities, y_test, class_names, folder):
     options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
     scores = classification_report(y_test, predicted, digits=4, **options)
     print(f"\n{scores}")
-    # The numbers of the classes: pictures show them where no font has the letters of the names.
+    # Pictures show the numbers of the classes where no font has the letters of a name (猫, say).
     legend = "\n".join(f"class {number}: {name}" for number, name in enumerate(class_names))
     (folder / "classification_report.txt").write_text(f"{scores}\n{legend}\n", encoding="utf-8")
     results["classes"] = classification_report(y_test, predicted, output_dict=True, **options)
@@ -737,7 +740,7 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
     for axis, is_right in zip(axes, predicted == labels):
         axis.spines[:].set(color="C0" if is_right else "C3", linewidth=2 if is_right else 5)
     for axis, heat in zip(axes, heats):
-        opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # no fall: one sees the image
+        opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # without a fall: clear
         axis.imshow(np.zeros(heat.shape), cmap=ListedColormap(["gold"]), alpha=opacity)
     figure.savefig(path, dpi=120)
 
@@ -768,7 +771,7 @@ def occlusion_map(model, image, class_index):
     height, width, _ = image.shape
     square = max(2, min(height, width) // 4)
     stride = square // 2
-    places = []  # of the square; at the borders it sticks out, so these are covered as well
+    places = []  # where the square lies; it may stick out, so that the borders are covered as well
     for top in range(stride - square, height, stride):  # square 8, stride 4: -4, 0, 4, 8 ...
         for left in range(stride - square, width, stride):
             places.append((slice(max(top, 0), top + square), slice(max(left, 0), left + square)))
@@ -827,8 +830,8 @@ def draw_block(figure, model, block, image, some):
     filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
     six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
-    # A filter of block 1 sees 9 pixels, of block 2 23, of block 3 51 (with the border): about five
-    # times the pixels that one place of its map stands for.
+    # One answer of a filter of block 1 sees 9x9 pixels, of block 2 23x23, of block 3 51x51: about
+    # five times the side of what one place of its map stands for.
     side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
     images = []
     texts = []
@@ -899,7 +902,7 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     # training=False: batch normalization keeps its averages over a million pictures.
     x = base(x, training=False)  # (3, 3, 1280): 1280 maps of 3x3 places
     x = layers.GlobalAveragePooling2D()(x)  # (1280,): the mean of each map
-    # Mean 0 and spread 1 for each picture: then one learning rate suits all three networks.
+    # Mean 0 and spread 1 for each picture: then one rate suits each of PRETRAINED.
     x = layers.LayerNormalization(center=False, scale=False)(x)  # (1280,): the features
     features = keras.Model(pixels, x, name="features")
     head = keras.Sequential([
@@ -913,8 +916,8 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
     features, head = model.layers
-    # The frozen part gives a picture the same features in every epoch: it looks at each only once.
-    # The head is trained alone. As it is a part of the model, the model has then learned, too.
+    # The frozen part gives a picture the same numbers (features) in every epoch, so each picture
+    # goes through it only once. Then the head is trained alone; it stays a part of the model.
     f_train = compute_features(features, x_train)  # (number, 1280)
     f_val = compute_features(features, x_val)
     labels = y_train

@@ -73,8 +73,8 @@ EXPERIMENTS = {
         "--dense-units 128", "--dropout 0.5", "--optimizer sgd --learning-rate 0.1",
         "--learning-rate 0.04", "--learning-rate 0.0004", "--filters 8 16 32",
         "--filters 32 64 128", "--label-smoothing 0.2")),
-    "identity": ("Does the default need the identity start?", "test_accuracy", try_rows(
-        "--dataset cifar10", "--no-identity-start")),
+    "identity": ("Does it need the identity start?", "test_accuracy", try_rows(
+        "--dataset cifar10 --epochs 3 --filters 32 64 128", "--no-identity-start")),
     "pictures": ("How many pictures does it take?", "test_accuracy", [
         (f"{number} of each class, `{model}`", f"--dataset {{{number}}} --model {model}")
         for number in (5, 20, 100, 200) for model in ("cnn", "mobilenet_v2")]),

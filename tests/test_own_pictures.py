@@ -91,6 +91,7 @@ def test_names_of_folders(settings, capsys, tmp_path):
 def test_what_is_left_out_is_named(settings, capsys):
     fill("data")
     fill("data/red/inner", ["deep"])
+    pathlib.Path("data", "nothing").mkdir()
     picture("red", 5).save("data/loose.png")
     for i in range(8):
         pathlib.Path("data/red", f"text{i}.jpg").write_text("version https://git-lfs.github.com")
@@ -101,7 +102,7 @@ def test_what_is_left_out_is_named(settings, capsys):
     load(settings, "data")
     warnings = capsys.readouterr().err.splitlines()
     said = "\n".join(warnings)
-    assert "loose.png" in said and "data/red/inner" in said
+    assert "loose.png" in said and "data/red/inner" in said and "data/nothing" in said
     assert "texts: 8 (" in said and "..." in said and said.count("text") < 9
     assert "cut.png" in said and "empty.png" in said and "save them with 8 bits: 1 (" in said
     assert len(warnings) <= 6
@@ -247,6 +248,9 @@ def test_a_whole_journey_with_own_pictures(tmp_path):
     assert "none.png" in asked.stderr and "broken.jpg" in asked.stderr
     assert "60 of 63 are drawn" in asked.stdout
     assert_drawn(tmp_path / "outputs/pets/predictions.png")
+    with Image.open(tmp_path / "outputs/pets/predictions.png") as drawn:  # the last row is full
+        last_row = np.asarray(drawn.convert("RGB"), int)[-drawn.height // 10:]
+        assert np.ptp(last_row[:, -drawn.width // 6:]) > 100
     model = script.keras.models.load_model(tmp_path / "outputs/pets/model.keras")
     image, _ = read(tmp_path / "pets/red/0.png")
     answer = model.predict(image[np.newaxis], verbose=0)[0]

@@ -116,11 +116,14 @@ def test_the_page_computes_what_keras_computes(settings, opened, changes, shape)
     assert np.abs(np.array(found) - expected).max() < 1e-5
 
 
-def test_an_unknown_layer_gets_a_sentence(tmp_path, capsys):
-    model = script.keras.Sequential([script.keras.Input((8, 8, 1)), layers.Conv2D(2, 3),
-                                     layers.GlobalAveragePooling2D(), layers.Softmax()])
+@pytest.mark.parametrize("layer, word", [
+    (layers.GlobalAveragePooling2D(), "GlobalAveragePooling2D"),
+    (layers.Conv2D(2, 3, strides=2), "Conv2D"), (layers.Conv2D(2, 3, activation="tanh"), "tanh"),
+    (layers.MaxPooling2D(3, strides=1), "MaxPooling2D")])
+def test_what_it_can_not_compute_gets_a_sentence(tmp_path, capsys, layer, word):
+    model = script.keras.Sequential([script.keras.Input((8, 8, 1)), layer, layers.Softmax()])
     script.write_page(model, TEN, PHOTOS, tmp_path)
-    assert "GlobalAveragePooling2D" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert word in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_drawings_and_files(opened, digits):
