@@ -1195,8 +1195,9 @@ def describe_drawings(x_train):
     is_drawing = ((np.median(border, axis=(1, 2)) < 25) & (some.max(axis=(1, 2, 3)) >= 200)
                   & (np.abs(sizes - usual) < 0.2 * usual))
     return {"white_on_black": channels == 1 and bool(is_drawing.mean() > 0.8), "ink_share": usual,
-            "ink_area": np.percentile(ink.mean(axis=(1, 2)), [1, 99]).tolist(),
-            "ink_proportion": np.percentile(across / down.clip(1), [1, 99]).tolist()}
+            # Two digits have much ink and are wide; little ink is only a thin pen (0.1, not 1 %).
+            "ink_area": np.percentile(ink.mean(axis=(1, 2)), [0.1, 99]).tolist(),
+            "ink_proportion": np.percentile(across / down.clip(1), [0.1, 99]).tolist()}
 
 
 def prepare_drawing(picture, image_shape, about):
