@@ -1107,8 +1107,9 @@ def warn_of_copies(training, validation, test):
     shades = []
     for images, _, _ in (training, validation, test):
         small = small_and_flat(images)
-        # Rounded, the shades of a blank image are 0; two of these are as far apart as can be.
-        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 2))
+        centred = small - small.mean(axis=1, keepdims=True)
+        centred[np.ptp(small, axis=1) < 0.02] = 0  # blank: of all 0, two are as far apart as can be
+        shades.append(centred)
     known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[0])
     for part, (_, _, names), some in [("validation", validation, shades[1]),
                                       ("test", test, shades[2])]:
@@ -1161,7 +1162,7 @@ def read_picture(path, image_shape, about):
             picture.draft("RGB", (side, side))
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
-            remark = "that may have transparent parts: these become white"
+            remark = "that may have transparent parts, which become white"
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
         picture = picture.convert("L" if channels == 1 else "RGB")
