@@ -1029,8 +1029,7 @@ def read_npz(path):
 def read_folder(folder):
     """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
     if pathlib.Path(OUTPUT_DIR).resolve().is_relative_to(folder.resolve()):
-        stop(f"--output-dir {OUTPUT_DIR} lies in the data set {folder}, where the pictures of the "
-             "results would be taken for a class: name a folder outside.")
+        stop(f"--output-dir {OUTPUT_DIR} lies in the data set {folder}: name a folder outside.")
     parts = {}
     for part, part_folder in find_parts(folder).items():
         inside = visible(part_folder, "*/*")
@@ -1039,8 +1038,7 @@ def read_folder(folder):
         left_out = [path for path in inside if path.is_dir()]
         left_out += [path for path in visible(part_folder, "*") if path not in with_pictures]
         if not paths:
-            stop(f"--dataset {folder}: there are no pictures in folders of {part_folder}. It takes "
-                 "a folder of pictures for each class.")
+            stop(f"there are no pictures in folders of {part_folder}: make one for each class.")
         if left_out:
             warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
         labels = np.array([readable(path.parent.name) for path in paths])
@@ -1063,8 +1061,8 @@ def find_parts(folder):
         return {"train": folder}
     parts = dict(found)
     if "train" not in parts or not len(found) == len(parts) == len(set(parts.values())):
-        stop(f"--dataset {folder}: which folder is the training part? Of the names, one shall hold "
-             f"train, perhaps one val and one test: {first_few([path.name for _, path in found])}.")
+        stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
+             f"one val and one test, of these: {first_few([path.name for _, path in found])}.")
     left_out = [path for path in visible(folder, "*") if path not in parts.values()]
     if left_out:
         warn(f"left out, as they are no train, val or test with folders: {first_few(left_out)}.")

@@ -84,7 +84,7 @@ def test_names_of_folders(settings, capsys, tmp_path):
     fill("alike", [os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8")])
     assert len(load(settings, "alike")[3]) == 2
     for folder in ("twice", "only"):
-        with one_sentence(capsys, folder, "which folder is the training part?"):
+        with one_sentence(capsys, folder, "is the training part?"):
             load(settings, folder)
 
 
