@@ -974,8 +974,8 @@ def load_own_data():
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
     if few or len(sizes) < 2:
-        stop(f"--dataset {DATASET} has {len(sizes)} classes, and with fewer than 3 training images "
-             f"{first_few(few)}: it takes 2 classes or more, of 3 images or more each.")
+        stop(f"--dataset {DATASET} has {len(sizes)} classes, of which have fewer than 3 training "
+             f"images: {first_few(few)}. It takes 2 classes or more, of 3 images or more each.")
     class_names = list(sizes.index)
     if all(name.isdecimal() for name in class_names):
         class_names.sort(key=int)  # 10 after 9
@@ -1086,8 +1086,8 @@ def visible(folder, pattern):
 
 def first_few(names):
     """Return how many there are, and the first five of them: "7 (a, b, c, d, e ...)"."""
-    more = " ..." if len(names) > 5 else ""
-    return f"{len(names)} ({', '.join(map(readable, names[:5]))}{more})"
+    shown = ", ".join(map(readable, names[:5])) + (" ..." if len(names) > 5 else "")
+    return f"{len(names)} ({shown})" if names else "none"
 
 
 def readable(name):
