@@ -53,6 +53,8 @@ from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
+tf.get_logger().setLevel("ERROR")  # no warnings about many short predictions
+
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
 # sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set, or of
@@ -271,7 +273,7 @@ def draw_training_images(x_train, y_train, names, folder):
     for layer in augmentation_layers(image.shape):  # moved and mirrored at random (chapter 3)
         views[1:] = layer(views[1:], training=True)
     lower.suptitle("One training image, and what the network gets instead of it in each epoch\n"
-                   f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL: only with FINE_TUNE)")
+                   f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL shifts only in FINE_TUNE)")
     texts = ["the image", *(f"epoch {epoch}" for epoch in range(1, 9))]
     draw_grid(lower, views.round().clip(0, 255).astype("uint8"), texts, columns=9)
     figure.savefig(folder / "training_images.png", dpi=120)
@@ -625,7 +627,7 @@ def report(results, probabilities, y_test, class_names, folder):
     print(f"\nTest accuracy {results['test_accuracy']:.2%} of {len(y_test)} images "
           f"(95 % interval {low:.2%} to {high:.2%}), loss {results['test_loss']:.4f}")
     print(f"On average it was {results['mean_confidence']:.1%} sure; "
-          f"{results['test_accuracy']:.1%} were right.")
+          f"{results['test_accuracy']:.1%} were right. (Far apart: don't trust its per cents.)")
     predicted = probabilities.argmax(axis=1)
     options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
     scores = classification_report(y_test, predicted, digits=4, **options)
@@ -662,6 +664,7 @@ def draw_curves(history, folder):
     axes[2].set_title("Learning rate: size of a step, at the end of the epoch", fontsize=11)
     for axis in axes:
         axis.set_xlabel("epoch (one pass over the training images)")
+        axis.set_xlim(0.5, len(epochs) + 0.5)
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(folder / "accuracy_loss_curves.png", dpi=120)
 
@@ -746,10 +749,7 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
 
 
 def draw_where_it_looks(model, x, y, probabilities, names, folder):
-    """Draw the images of sample_predictions.png, and how far the answer falls if a part is covered.
-
-    Shapes as in draw_predictions.
-    """
+    """Draw test images, and how far the probability of the answer falls if a part is covered."""
     chosen = choose_samples(y, probabilities)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax()) for i in chosen]
     headline = (
@@ -1282,6 +1282,7 @@ def predict_pictures(words):
         for path in map(pathlib.Path, found or [word]):
             inside = [inner for inner in sorted(path.rglob("[!.]*")) if inner.is_file()]
             paths += inside if path.is_dir() else [path]
+    print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
     images, was_read = read_pictures(paths, model.input_shape[1:], about)
     if not was_read.any():
         raise SystemExit(1)
@@ -1291,7 +1292,7 @@ def predict_pictures(words):
         likeliest = np.argsort(-answer)[:3]  # argsort: the places, the smallest number first
         texts = [f"{about['class_names'][i]} {answer[i]:.1%}" for i in likeliest]
         print(f"{readable(path)}: {', '.join(texts)}")
-        titles.append(textwrap.fill(f"{readable(path.name)[-40:]} {texts[0]}", 22))
+        titles.append(textwrap.fill(f"{readable(path.name)[-40:]}: {texts[0]}", 22))
     names_for_pictures(titles)  # chooses the fonts
     shown = titles[:60]
     figure = plt.figure(figsize=(12, 2.6 * math.ceil(len(shown) / 6) + 1), layout="constrained")
@@ -1355,7 +1356,7 @@ def write_page(model, class_names, about, folder):
     try:
         steps = network_steps(model)
     except ValueError as error:
-        return warn(f"no try_it.html for this network, as {error}.")
+        return warn(f"no try_it.html, which is for networks as those of MODEL cnn: {error}.")
     content = {"title": data_title(), "class_names": class_names, "steps": steps,
                "input_shape": model.input_shape[1:], "parameters": model.count_params(),
                "white_on_black": about["white_on_black"], "ink_share": about["ink_share"]}
@@ -1467,7 +1468,8 @@ def read_settings():
         if isinstance(written, dict):
             taken[name] = (written, settings[name])
         globals()[name] = settings[name]
-    print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
+    if not PREDICT:
+        print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
     return settings
 
 
@@ -1531,7 +1533,7 @@ def names_for_pictures(class_names):
     families = [name for name in FONTS if name in installed]
     plt.rcParams["font.family"] = families
     fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
-    for letter in set("".join(class_names)):
+    for letter in set("".join(class_names)) - {"\n"}:
         if not any(font.get_char_index(ord(letter)) for font in fonts):
             warn("no font here has the letters of the names: pictures show numbers in their place.")
             return [str(number) for number in range(len(class_names))]
@@ -1641,11 +1643,14 @@ def record_experiment(settings, results):
         rows = pd.concat([earlier, rows], ignore_index=True)
     accuracies = pd.to_numeric(rows["validation_accuracy"], errors="coerce")
     same_data = accuracies[(rows["DATA"] == row["DATA"]) & accuracies.notna()]
-    others = {same_data.index[-1]: "This run"}
+    runs = {same_data.index[-1]: "This run"}
     if len(same_data) > 1:
-        others[same_data.index[-2]] = "The last run"
-        others.setdefault(same_data[:-1].idxmax(), "The best run")
-    for number, name in others.items():
+        best = same_data[:-1].idxmax()
+        runs[same_data.index[-2]] = "The last run"
+        runs[best] = "The last and best run" if best in runs else "The best run"
+    elif len(rows) > 1:
+        print("Not compared with earlier runs: they had other images (or another IMAGE_SIZE).")
+    for number, name in runs.items():
         compare(name, rows.loc[number], row)
     rows.to_csv(table.with_suffix(".new"), index=False)
     table.with_suffix(".new").replace(table)  # one move: the table is never half written
@@ -1659,17 +1664,21 @@ def compare(name, other, row):
     print(f"{name}: validation accuracy {right[0] / number:.1%} of {number} images "
           f"(95 % interval {low:.1%} to {high:.1%}).")
     if name == "This run":
+        if number < 100:
+            warn("with so few validation images, accuracy is luck: try --validation-split 0.3.")
         return
     # Fisher's exact test (1935): how often chance alone makes a difference as large as this one.
     pvalue = stats.fisher_exact([right, [number - right[0], number - right[1]]]).pvalue
-    verdict = "is more than luck"
+    verdict = "The difference is more than luck."
     if pvalue >= 0.05:
-        verdict = "may be luck of this choice of validation images (another seed is luck, too)"
+        verdict = "The difference may be luck: more seeds (--seed 1) or validation images tell."
+    if right[0] == right[1]:
+        verdict = "No difference."
     changed = []
     for setting in [*RULES, "epochs_trained"]:
         if setting in row and other.get(setting) != row[setting]:
             changed.append(f"{setting} {other.get(setting)} -> {row[setting]}")
-    print(f"The difference {verdict}. Changed: {', '.join(changed) or 'nothing'}")
+    print(f"{verdict} Changed: {', '.join(changed) or 'nothing'}")
 
 
 # %% References: the papers that are named as (author, year)

@@ -209,6 +209,7 @@ def texts():
 
 def test_each_picture_of_colour_images_with_hard_names(settings, tmp_path):
     assert script.names_for_pictures(["\ufdd0", "b"]) == ["0", "1"], "no font has this letter"
+    assert script.names_for_pictures(["of two\nlines"]) == ["of two lines"]
     settings(DATASET="cifar10", FILTERS=[8, 8])
     x, y = noise(60, 16, 16, 3), np.array([0] * 40 + [1] * 15 + [2] * 5)
     model = script.build_cnn(x, 3)
