@@ -83,7 +83,7 @@ BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # image
 OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a weight's loss per step: this * rate
+WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step shrinks weights by this * rate
 LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, from 0 to below 1
 FINE_TUNE = 0  # epochs in which the last part of a pretrained MODEL is trained as well, from 0
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
@@ -212,7 +212,7 @@ def split(part, share):
 # %% 2. A look at the data: before any training, know what you have
 # Is every class there, and about as often as the others? Are the labels right? Would you recognize
 # the images yourself? And what do answers without a network reach? The network has to beat these.
-# Colours for the colour-blind, too; a $ in a name is no formula.
+# Colours for the colour-blind, too.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
 
@@ -228,7 +228,7 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     # Logistic regression: for each class, every pixel is multiplied by a number (a weight) and all
     # are added up; the largest sum wins. Some images are enough, the same number of each class.
     some = spread_over_classes(y_train, 3000)
-    regression = LogisticRegression(C=0.1, tol=0.01)  # C: the smaller, the smaller the weights
+    regression = LogisticRegression(C=0.1, tol=0.01)  # C: small weights; tol: stops early
     regression.fit(small_and_flat(x_train[some]), y_train[some])
     share = regression.score(small_and_flat(x_val), y_val)
     print(f"Without a network: logistic regression on {len(some)} small images, {share:.1%}")
@@ -297,16 +297,16 @@ def draw_grid(figure, images, texts, columns):
 # The words you will meet. A network is a chain of layers. Each layer makes new numbers out of those
 # that it gets, mostly with weights: numbers that the training changes. Convolution: a filter slides
 # over the image. It has a small square of weights for each channel; at each place they are
-# multiplied with the pixels under it and added up. The sums are its map: high where the image looks
-# like the filter. The maps of one layer are the channels of the next. ReLU: what is below 0 becomes
-# 0. Pooling: of each 2x2 numbers the largest stays. Dense: each of its numbers (neurons) is a sum
-# of all inputs, each times a weight. Softmax: ten numbers z become ten probabilities; each is e^z,
-# divided by the sum of all ten.
+# multiplied with the pixels under it and added up, with one number more, the bias. The sums are its
+# map: high where the image looks like the filter. The maps of one layer are the channels of the
+# next. ReLU: what is below 0 becomes 0; without it, all layers together could do no more than one.
+# Pooling: of each 2x2 numbers the largest stays. Dense: each of its numbers (neurons) is a sum of
+# all inputs, each times a weight, and a bias. Softmax: ten numbers z become ten probabilities; each
+# is e^z, divided by the sum of all ten.
 # "+2.6 points" behind a trick: with it, 2.6 more of 100 validation images of CIFAR-10 were right in
 # a short training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py
-# staircase`). The tricks were added one after the other, so each counts on top of those before it,
-# in the order of outputs/benchmark/staircase.png. "+0.5 points?": the runs with and without it
-# overlap, so it may be luck.
+# staircase`). A plain network had 63.9; then one trick came on top of the other, up to 78 (in the
+# order of outputs/benchmark/staircase.png). "+0.5 points?": the runs with and without it overlap.
 def build_cnn(x_train, num_classes):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
@@ -378,9 +378,9 @@ def whitening_layer(images):
 
     At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
     what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated and have a spread of 1. So none of them outweighs the others, and one size
-    of training steps (chapter 4) suits all weights (Page, 2019; Jordan, 2024): +2.6 points. Each
-    filter is there twice, once negated, because ReLU removes what is below 0.
+    that are uncorrelated and have a spread of 1. (Numbers near 100 and numbers near 0.01 would need
+    training steps of very different sizes.) +2.6 points (Page, 2019; Jordan, 2024). Each filter is
+    there twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
@@ -410,13 +410,13 @@ def add_block(model, filters, name):
     says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
     first convolution, so that the second one works on a quarter of the places (Jordan, 2024): the
     whole network does half of the multiplications.
-    Batch normalization subtracts a map's mean over the batch (the images of one training step), and
-    divides by its spread, the standard deviation; then it multiplies by a learned scale (gamma) and
-    adds a learned offset (beta). With numbers of a steady size, larger training steps are safe and
-    the network learns faster (Ioffe and Szegedy, 2015): +5.3 points, and +1.8 by the larger steps
-    (a LEARNING_RATE of 0.004, not 0.001). In a test an answer must not depend on the other images:
-    the layer then uses the averages of the last training batches. (momentum=0.6: at each step, 60 %
-    of the average is the old one.)
+    Batch normalization subtracts from each map its mean over the batch (all places of all images of
+    one training step), and divides by its spread, the standard deviation. Then a learned scale
+    (gamma) and offset (beta) give it the size that the next layer needs. With numbers of a steady
+    size, larger training steps are safe and the network learns faster (Ioffe and Szegedy, 2015):
+    +5.3 points, and +1.8 by the larger steps (a LEARNING_RATE of 0.004, not 0.001). In a test an
+    answer must not depend on the other images: the layer then uses the averages of the last
+    training batches. (momentum=0.6: at each step, 60 % of the average is the old one.)
     """
     height, width = model.output_shape[1:3]
     if min(height, width) < 4:  # 3x3 becomes 1x1: the second convolution would see the border only
@@ -438,9 +438,9 @@ def add_block(model, filters, name):
 def start_as_identity(model):
     """Let the first filters of each convolution copy one input map each, instead of random numbers.
 
-    The network then begins by passing its input through, and learns what to change (Jordan, 2024):
-    +0.5 points? Filters beyond the number of input maps stay random: in block 1 on CIFAR-10, 8 of
-    the 32 of the first convolution (it gets 24 maps), none of the second.
+    The network then begins by passing its input on from block to block, only made smaller, and
+    learns what to change (Jordan, 2024): +0.5 points? Filters beyond the number of input maps stay
+    random (in block 1 on CIFAR-10, 8 of the 32 of the first convolution: it gets 24 maps).
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -458,7 +458,8 @@ def start_as_identity(model):
 # 2. Loss: one number says how far these are from the right answers. Categorical crossentropy: the
 #    mean of -log(probability of the right class), the natural logarithm; 0 if it is 1, and large if
 #    it is near 0. An untrained network gives each of ten classes 1/10: -log(1/10) = 2.3.
-# 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation).
+# 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation: the chain
+#    rule, from the last layer back to the first).
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
 #    seen once: that is one epoch.
@@ -496,8 +497,7 @@ def batches(images, labels, num_classes, shuffled=False):
 def learning_rate_schedule(steps, highest):
     """Return the learning rate, the size of the steps, as a function of the number of steps done.
 
-    `highest` is the largest rate, found by trying: on CIFAR-10, 0.008 gave 89.4 % (8 epochs, 5,000
-    validation images, mean of 2 seeds), half of it 89.1 %, twice as much 89.2 %.
+    `highest` is the largest rate, found by trying (half or twice as much is hardly worse).
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
     untrained network, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0
     along half a cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017): +2.4
@@ -520,11 +520,11 @@ def make_optimizer(learning_rate, weight_decay):
     SGD, stochastic gradient descent: weight = weight - rate x gradient. Momentum: in place of that
     gradient, a sum of the last gradients, in which older ones count less and less, so that random
     differences between batches average out. Nesterov: the gradient is taken a little ahead, where
-    that sum leads to. Adam also divides by the usual size of each weight's gradients, so that all
-    weights move about as far in a step: its rate is another number than that of SGD.
+    that sum leads to. Adam takes such a sum, too, and divides it by the usual size of each weight's
+    last gradients: all weights move about as far, and its rate is another number than that of SGD.
     Weight decay makes all weights a little smaller in each step, so that only those that are needed
-    stay large: +1.1 points? (It is taken off the weights after each step and is no part of the
-    loss, as in older programs: Loshchilov and Hutter, 2019.)
+    stay large: +1.1 points? (In older programs it was a part of the loss; here the weights shrink
+    directly: Loshchilov and Hutter, 2019.)
     """
     optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
     if OPTIMIZER == "sgd":
@@ -540,7 +540,8 @@ def fit(model, training, validation, epochs, folder):
 
     training, validation: batches. epochs: a range. Columns: epoch (from 0), accuracy, loss,
     val_accuracy, val_loss, learning_rate, seconds. The folder has the table and the curves after
-    each epoch, and RESUME can go on from the last whole one.
+    each epoch, and RESUME can go on from the last whole one. The last epoch's weights are kept, not
+    the best one's: where a falling rate has come to rest, "best" is mostly luck.
     """
     table = folder / "history.csv"
     ends = [time.perf_counter()]
@@ -562,7 +563,7 @@ def fit(model, training, validation, epochs, folder):
     checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
     # Keras calls the callbacks: ours after each epoch, one that keeps what RESUME needs, and one
     # that ends the training when the loss is no number.
-    try:  # shuffle: the batches are shuffled already. verbose: 1 a moving bar, 2 a line per epoch
+    try:  # steps 1 to 5; the batches are shuffled already; verbose: 1 a moving bar, 2 lines
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
                   callbacks=[callbacks.LambdaCallback(on_epoch_end=after_epoch), checkpoint,
@@ -632,7 +633,6 @@ def report(results, probabilities, y_test, class_names, folder):
     options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
     scores = classification_report(y_test, predicted, digits=4, **options)
     print(f"\n{scores}")
-    # Pictures show the numbers of the classes where no font has the letters of a name (猫, say).
     legend = "\n".join(f"class {number}: {name}" for number, name in enumerate(class_names))
     (folder / "classification_report.txt").write_text(f"{scores}\n{legend}\n", encoding="utf-8")
     results["classes"] = classification_report(y_test, predicted, output_dict=True, **options)
@@ -825,13 +825,13 @@ def draw_block(figure, model, block, image, some):
 
     block: its last layer. some: images (number, height, width, channels) uint8.
     """
-    up_to_block = keras.Model(model.inputs[0], block.output)  # a network from here to there
+    up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
     maps = up_to_block.predict(image[np.newaxis], verbose=0)[0]  # (rows, columns, filters)
     filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
     six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
-    # One answer of a filter of block 1 sees 9x9 pixels, of block 2 23x23, of block 3 51x51: about
-    # five times the side of what one place of its map stands for.
+    # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: at least five times the
+    # side of what one place of its map stands for.
     side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
     images = []
     texts = []
@@ -888,7 +888,7 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     module, name = PRETRAINED[MODEL]
     base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*", weights=weights,
                       include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
-    base.trainable = False  # frozen
+    base.trainable = False  # frozen: the training does not change its weights
     # Another way to build: a layer that is called on x gives what comes out of it, and
     # keras.Model(start, end) makes a network of all that lies between.
     pixels = keras.Input(image_shape)  # (32, 32, 3)
@@ -899,7 +899,7 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     if image_shape[2] == 1:
         x = layers.Concatenate()([x, x, x])  # grey becomes three equal colours
     x = module.preprocess_input(x)  # (96, 96, 3), in the numbers that it was trained with
-    # training=False: batch normalization keeps its averages over a million pictures.
+    # training=False: batch normalization uses its averages over a million pictures, as in a test.
     x = base(x, training=False)  # (3, 3, 1280): 1280 maps of 3x3 places
     x = layers.GlobalAveragePooling2D()(x)  # (1280,): the mean of each map
     # Mean 0 and spread 1 for each picture: then one rate suits each of PRETRAINED.
@@ -928,8 +928,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     history = train(head, f_train, labels, f_val, y_val, folder,
                     range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
     if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
-        # The last third of the base's layers learns, but not batch normalization: it would replace
-        # its averages over a million pictures by averages over a few (Chollet, 2020).
+        # The last third of the base's layers learns, but not batch normalization: its scales and
+        # offsets belong to its averages over a million pictures (Chollet, 2020).
         base = next(layer for layer in features.layers if isinstance(layer, keras.Model))
         base.trainable = True  # all its layers
         for number, layer in enumerate(base.layers):
