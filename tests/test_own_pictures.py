@@ -317,6 +317,10 @@ def test_what_is_no_such_drawing(about_drawings):
     for i, image in enumerate(cells):
         image[10 - i % 8:11 + i % 8, 9:11] = 120 + 3 * i
     assert not script.describe_drawings(cells)["white_on_black"]
+    digits = (script.load_digits().images * 15.9).astype("uint8")[..., np.newaxis]
+    areas = (digits > script.INK).mean(axis=(1, 2, 3))
+    low, high = script.describe_drawings(digits)["ink_area"]
+    assert np.mean(areas < low) < 0.005 < np.mean(areas > high) < 0.015
     two = Image.new("L", (800, 600), 235)
     two.paste(pen_on_paper(0), (0, 0))
     two.paste(pen_on_paper(0), (400, 0))
