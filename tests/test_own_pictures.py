@@ -78,6 +78,11 @@ def test_names_of_folders(settings, capsys, tmp_path):
     pathlib.Path("names", "猫", "Thumbs.db").write_text("x")
     assert load(settings, "names")[3] == ["caf\\udce9", "猫"]
     assert "Thumbs" not in capsys.readouterr().err
+    fill("loose/train")
+    pathlib.Path("loose/test").mkdir()
+    picture("red", 1).save("loose/test/1.png")  # a test part without class folders
+    load(settings, "loose")
+    assert "no train, val or test with folders: 1 (loose/test)" in capsys.readouterr().err
     fill("twice/train1")
     fill("twice/train2")
     fill("only/test/x")
