@@ -127,7 +127,9 @@ def measure(rows, seeds):
             if key not in kept:
                 print(f"running {key}", file=sys.stderr, flush=True)
                 kept[key] = run(key)
-                KEPT.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+                new = KEPT.with_suffix(".new")  # moved into its place: a kill leaves no half file
+                new.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+                new.replace(KEPT)
             runs.setdefault(name, []).append(kept[key])
     return runs
 
