@@ -67,7 +67,7 @@ tf.get_logger().setLevel("ERROR")  # no warnings about many short predictions
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side in the network of own pictures, 8 to 512 pixels
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back of the training images, 0 to 1
-SHIFT = dict(digits=1, others=2)  # farthest move of a training image at random, 0 or more pixels
+SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # farthest random move of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
