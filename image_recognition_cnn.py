@@ -31,7 +31,7 @@ from itertools import repeat
 
 # TensorFlow and Matplotlib look at these while they are loaded.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # without AVX-512: 46 % more images/s
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a faster library: 46 % more images/s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, but no notes
 os.environ.setdefault("MPLBACKEND", "Agg")  # draws into files: no window opens
 
@@ -53,7 +53,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
-tf.get_logger().setLevel("ERROR")  # no warnings about many short predictions
+tf.get_logger().setLevel("ERROR")  # it warns of many short predictions, which are meant
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
@@ -65,7 +65,7 @@ tf.get_logger().setLevel("ERROR")  # no warnings about many short predictions
 # image: digits (8x8 pixels) have room for one, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
-IMAGE_SIZE = dict(pretrained=96, others=64)  # side in the network of own pictures, 8 to 512 pixels
+IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures (pretrained: of all), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back of the training images, 0 to 1
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # farthest random move of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
@@ -200,7 +200,7 @@ def split(part, share):
     The cut is the same in every run, whatever SEED is, so that two runs can be compared.
     """
     labels = part[1]
-    number = max(round(share * len(labels)), len(np.unique(labels)))  # one of each class or more
+    number = max(round(share * len(labels)), len(np.unique(labels)))  # one of each class
     try:
         pieces = train_test_split(*part, test_size=number, stratify=labels, random_state=0)
     except ValueError as error:
@@ -212,7 +212,7 @@ def split(part, share):
 # %% 2. A look at the data: before any training, know what you have
 # Is every class there, and about as often as the others? Are the labels right? Would you recognize
 # the images yourself? And what do answers without a network reach? The network has to beat these.
-# Colours for the colour-blind, too.
+# Colours for the colour-blind, too; and a $ in a name begins no formula.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
 
@@ -228,7 +228,7 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     # Logistic regression: for each class, every pixel is multiplied by a number (a weight) and all
     # are added up; the largest sum wins. Some images are enough, the same number of each class.
     some = spread_over_classes(y_train, 3000)
-    regression = LogisticRegression(C=0.1, tol=0.01)  # C: small weights; tol: stops early
+    regression = LogisticRegression(C=0.1, tol=0.01)  # C, tol: small weights, stops early
     regression.fit(small_and_flat(x_train[some]), y_train[some])
     share = regression.score(small_and_flat(x_val), y_val)
     print(f"Without a network: logistic regression on {len(some)} small images, {share:.1%}")
@@ -299,14 +299,14 @@ def draw_grid(figure, images, texts, columns):
 # over the image. It has a small square of weights for each channel; at each place they are
 # multiplied with the pixels under it and added up, with one number more, the bias. The sums are its
 # map: high where the image looks like the filter. The maps of one layer are the channels of the
-# next. ReLU: what is below 0 becomes 0; without it, all layers together could do no more than one.
+# next. ReLU: what is below 0 becomes 0; without it, many layers could do little more than one.
 # Pooling: of each 2x2 numbers the largest stays. Dense: each of its numbers (neurons) is a sum of
 # all inputs, each times a weight, and a bias. Softmax: ten numbers z become ten probabilities; each
 # is e^z, divided by the sum of all ten.
 # "+2.6 points" behind a trick: with it, 2.6 more of 100 validation images of CIFAR-10 were right in
 # a short training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py
 # staircase`). A plain network had 63.9; then one trick came on top of the other, up to 78 (in the
-# order of outputs/benchmark/staircase.png). "+0.5 points?": the runs with and without it overlap.
+# order of outputs/benchmark/staircase.png). "+0.5 points?": runs with and without it overlap: luck?
 def build_cnn(x_train, num_classes):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
@@ -378,9 +378,9 @@ def whitening_layer(images):
 
     At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
     what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated and have a spread of 1. (Numbers near 100 and numbers near 0.01 would need
-    training steps of very different sizes.) +2.6 points (Page, 2019; Jordan, 2024). Each filter is
-    there twice, once negated, because ReLU removes what is below 0.
+    that are uncorrelated and have a spread of 1. (A gradient grows with the input: numbers near 100
+    and near 0.01 would need steps of very different sizes.) +2.6 points (Page, 2019; Jordan, 2024).
+    Each filter is there twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
@@ -419,7 +419,7 @@ def add_block(model, filters, name):
     training batches. (momentum=0.6: at each step, 60 % of the average is the old one.)
     """
     height, width = model.output_shape[1:3]
-    if min(height, width) < 4:  # 3x3 becomes 1x1: the second convolution would see the border only
+    if min(height, width) < 4:  # 3x3 becomes 1x1: a 3x3 filter on it sees eight zeros
         stop(f"{name} (--filters {FILTERS}) gets maps of {height}x{width} pixels, but it takes 4x4 "
              "or more, as each block halves them: give fewer filters, or larger images.")
     with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
@@ -438,7 +438,7 @@ def add_block(model, filters, name):
 def start_as_identity(model):
     """Let the first filters of each convolution copy one input map each, instead of random numbers.
 
-    The network then begins by passing its input on from block to block, only made smaller, and
+    The network then begins by passing its input on from block to block, nearly as it is, and
     learns what to change (Jordan, 2024): +0.5 points? Filters beyond the number of input maps stay
     random (in block 1 on CIFAR-10, 8 of the 32 of the first convolution: it gets 24 maps).
     """
@@ -457,7 +457,7 @@ def start_as_identity(model):
 # 1. Forward: the next 128 images pass through all layers; out come 128 x 10 probabilities.
 # 2. Loss: one number says how far these are from the right answers. Categorical crossentropy: the
 #    mean of -log(probability of the right class), the natural logarithm; 0 if it is 1, and large if
-#    it is near 0. An untrained network gives each of ten classes 1/10: -log(1/10) = 2.3.
+#    it is near 0. An untrained network gives each of ten classes about 1/10: -log(1/10) = 2.3.
 # 3. Gradient: for each weight, how the loss changes if the weight grows (backpropagation: the chain
 #    rule, from the last layer back to the first).
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
@@ -490,7 +490,7 @@ def batches(images, labels, num_classes, shuffled=False):
         dataset = dataset.shuffle(len(images), seed=SEED)
     dataset = dataset.batch(min(BATCH_SIZE, len(images)), drop_remainder=shuffled)
     options = tf.data.Options()
-    options.autotune.enabled = False  # its thread can hold up the end of an epoch (TensorFlow 2.21)
+    options.autotune.enabled = False  # tuning its own speed, it can hold up an epoch's end
     return dataset.with_options(options)
 
 
@@ -522,7 +522,7 @@ def make_optimizer(learning_rate, weight_decay):
     differences between batches average out. Nesterov: the gradient is taken a little ahead, where
     that sum leads to. Adam takes such a sum, too, and divides it by the usual size of each weight's
     last gradients: all weights move about as far, and its rate is another number than that of SGD.
-    Weight decay makes all weights a little smaller in each step, so that only those that are needed
+    Weight decay makes the weights a little smaller in each step, so that only those that are needed
     stay large: +1.1 points? (In older programs it was a part of the loss; here the weights shrink
     directly: Loshchilov and Hutter, 2019.)
     """
@@ -539,8 +539,8 @@ def fit(model, training, validation, epochs, folder):
     """Train a compiled model; return its history, a table (pandas DataFrame), one row per epoch.
 
     training, validation: batches. epochs: a range. Columns: epoch (from 0), accuracy, loss,
-    val_accuracy, val_loss, learning_rate, seconds. The folder has the table and the curves after
-    each epoch, and RESUME can go on from the last whole one. The last epoch's weights are kept, not
+    val_accuracy, val_loss, learning_rate, seconds. After each epoch the folder has the table (after
+    long ones, the curves), and RESUME goes on from there. The last epoch's weights are kept, not
     the best one's: where a falling rate has come to rest, "best" is mostly luck.
     """
     table = folder / "history.csv"
@@ -561,8 +561,8 @@ def fit(model, training, validation, epochs, folder):
 
     place = folder / "resume" / f"from_epoch_{epochs.start}"
     checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
-    # Keras calls the callbacks: ours after each epoch, one that keeps what RESUME needs, and one
-    # that ends the training when the loss is no number.
+    # Keras calls the callbacks: ours after each epoch, one that keeps what RESUME needs (twice, and
+    # until the results are there), and one that ends the training when the loss is no number.
     try:  # steps 1 to 5; the batches are shuffled already; verbose: 1 a moving bar, 2 lines
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
@@ -641,13 +641,13 @@ def report(results, probabilities, y_test, class_names, folder):
 
 
 # %% 6. Pictures: what came out, to look at
-# One function for each picture in outputs/. Look at the pictures first: they say what they show.
+# Each function draws a picture or two. Look at the pictures first: they say what they show.
 def draw_curves(history, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as `fit` returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
     figure.suptitle(
         f"{data_title()}: how the training went\nTraining: the mean over the epoch, while the "
-        "network changes and its images are made harder (SHIFT, MIRROR, DROPOUT). Validation: at "
+        "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation: at "
         "its end.\nWhere training improves and validation does not, it learns by heart. The "
         "network of the last epoch is kept, not that of the best.", fontsize=11)
     epochs = history["epoch"] + 1
@@ -830,7 +830,7 @@ def draw_block(figure, model, block, image, some):
     filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
     six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
     maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
-    # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: at least five times the
+    # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: about five times the
     # side of what one place of its map stands for.
     side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
     images = []
@@ -888,7 +888,7 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     module, name = PRETRAINED[MODEL]
     base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*", weights=weights,
                       include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
-    base.trainable = False  # frozen: the training does not change its weights
+    base.trainable = False  # frozen. (Its top, the last layer, was left out.)
     # Another way to build: a layer that is called on x gives what comes out of it, and
     # keras.Model(start, end) makes a network of all that lies between.
     pixels = keras.Input(image_shape)  # (32, 32, 3)
