@@ -77,13 +77,13 @@ EXPERIMENTS = {
     "identity": ("Does it need the identity start?", "test_accuracy", try_rows(
         "--dataset cifar10 --epochs 3 --filters 32 64 128", "--no-identity-start")),
     "pictures": ("How many pictures does it take?", "test_accuracy", [
-        (f"{number} of each class, `{model}`", f"--dataset {{{number}}} --model {model}")
+        (f"{number} of each class, `{model}`", f"--dataset {{{number}}} --mirror --model {model}")
         for number in (5, 20, 100, 200) for model in ("cnn", "mobilenet_v2")]),
 }
 
 
 def npz_of(number, folder):
-    """Write the first images of each class of CIFAR-10 as cifar10.npz; return its path."""
+    """Write the first images of each class of CIFAR-10 as photos.npz; return its path."""
     import keras
 
     parts = keras.datasets.cifar10.load_data()
@@ -92,7 +92,7 @@ def npz_of(number, folder):
         chosen = np.concatenate([np.flatnonzero(y.ravel() == label)[:count] for label in range(10)])
         arrays[f"x_{name}"] = x[chosen]
         arrays[f"y_{name}"] = y.ravel()[chosen]
-    path = pathlib.Path(folder, "cifar10.npz")  # its name: the settings of cifar10 count
+    path = pathlib.Path(folder, "photos.npz")  # a name that no setting knows, as own pictures have
     np.savez_compressed(path, **arrays)
     return path
 
