@@ -183,6 +183,10 @@ def test_each_run_is_a_row_and_is_compared_with_the_last_and_the_best(settings, 
     assert "Not compared" in why and only.startswith("This run")
     table = pathlib.Path("outputs", "experiments.csv")
     assert list(pd.read_csv(table)["validation_accuracy"][1:]) == [0.95, 0.94, 0.94, 0.92, 0.9]
+    rows = pd.read_csv(table, dtype=str)
+    rows.loc[len(rows) - 1, "validation_accuracy"] = ""  # edited by hand
+    rows.to_csv(table, index=False)
+    assert len(record(capsys, found, 0.9, DATA="y")) == 2
     for content in (b"", b"a\n\xff,1\n", b'a\n1,"', b"a\n1\n2,3\n"):  # no tables
         table.write_bytes(content)
         with one_sentence(capsys, "experiments.csv", "move it away"):
