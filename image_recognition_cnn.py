@@ -54,6 +54,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 tf.get_logger().setLevel("ERROR")  # it warns of many short predictions, which are meant
+warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # it will move, in time
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
@@ -101,7 +102,7 @@ def main():
     if PREDICT:
         return predict_pictures(PREDICT)  # with the network of an earlier run (chapter 8)
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names = load_data()
-    names = names_for_pictures(class_names)  # long ones in several lines (chapter 10)
+    names = [textwrap.fill(name, 16) for name in class_names]  # long ones in several lines
     # A text that changes with any pixel or label: only runs on the same data can be compared.
     settings["DATA"] = joblib.hash([x_train, y_train, x_val, y_val, x_test, y_test, class_names])
     folder = open_results_folder(settings)  # chapter 10
@@ -886,8 +887,8 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     The shapes are those of CIFAR-10 and MobileNetV2. weights: "imagenet", or None (random).
     """
     module, name = PRETRAINED[MODEL]
-    base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*", weights=weights,
-                      include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*.h5",
+                      weights=weights, include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
     base.trainable = False  # frozen. (Its top, the last layer, was left out.)
     # Another way to build: a layer that is called on x gives what comes out of it, and
     # keras.Model(start, end) makes a network of all that lies between.
@@ -952,6 +953,7 @@ def compute_features(features, images):
 # %% 8. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read in the same
 # way: a network that is asked in another form than it has learned gives wrong answers.
+PARTS = ["train", "val", "test"]
 SYSTEM_FILES = ["__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"]  # left out without a word
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
@@ -982,8 +984,7 @@ def load_own_data():
     for part, (images, labels, names) in parts.items():
         absent = list(sizes.index[sizes[part] == 0])
         if absent:
-            say = stop if len(absent) == len(sizes) else warn
-            say(f"the {part} part of {DATASET} has no images of {first_few(absent)}.")
+            warn(f"the {part} part of {DATASET} has no images of {first_few(absent)}.")
         # Black pictures, or values from 0 to 1: real images differ by far more than 4 of 255.
         share = np.mean(np.ptp(images, axis=(1, 2, 3)) < 4)
         if share >= 0.1:
@@ -997,156 +998,134 @@ def load_own_data():
 
 
 def read_npz(path):
-    """Return {"train": (images uint8, labels str, names)} of an .npz file, perhaps val and test."""
+    """Return {"train": (images uint8, labels str, names)}, perhaps val and test, of an .npz file.
+
+    Its form is that of Keras' mnist.npz.
+    """
     parts = {}
-    held = {}
     try:
-        held = dict(np.load(path))  # takes no pickles, which could run any program of their author
-        for part in ("train", "val", "test"):
-            if part == "train" or f"x_{part}" in held:
-                x = held[f"x_{part}"]
-                y = held[f"y_{part}"]
-                if y.dtype.kind == "f" and np.all(y == np.round(y)):
-                    y = y.astype(int)
-                x = x[..., np.newaxis] if x.ndim == 3 else x
-                # If the largest value is small, the values were divided: to 0 to 1, say.
-                is_image = (x.ndim == 4 and x.shape[3] in (1, 3) and min(x.shape[1:3]) >= 8
-                            and x.min() >= 0 and 64 <= x.max() <= 255 and np.all(x == np.round(x)))
-                is_alike = part == "train" or x.shape[1:] == parts["train"][0].shape[1:]
-                is_label = y.dtype.kind in "iuU" and len(x) == len(y) == y.size
-                if not (is_image and is_alike and is_label):
-                    raise ValueError(f"x_{part} or y_{part} is something else")
-                names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
-                parts[part] = (x.astype("uint8"), y.ravel().astype(str), names)
+        held = np.load(path)  # takes no pickles, which could run any program of their author
+        for part in [part for part in PARTS if f"x_{part}" in held or part == "train"]:
+            x = held[f"x_{part}"]
+            y = held[f"y_{part}"].ravel()
+            if y.dtype.kind == "f" and np.all(y == np.round(y)):
+                y = y.astype(int)
+            is_image = x.ndim == 3 or x.shape[3:] in [(1,), (3,)]
+            if not is_image or y.dtype.kind not in "iuU" or len(x) != len(y):
+                raise ValueError(f"x_{part} is {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}")
+            # If the largest value is small, the values were divided: to 0 to 1, say.
+            if not (x.min() >= 0 and 64 <= x.max() <= 255 and np.all(x == np.round(x))):
+                raise ValueError(f"x_{part} has values from {x.min()} to {x.max()}")
+            images = x.reshape(*x.shape[:3], -1).astype("uint8")
+            names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
+            parts[part] = (images, y.astype(str), names)
+        if len({images.shape[1:] for images, _, _ in parts.values()}) > 1:
+            raise ValueError("images of several sizes")
     except Exception as error:  # broken files raise many kinds
-        forms = [f"{name} {array.dtype} {array.shape}" for name, array in held.items()]
-        stop(f"--dataset {path} holds {'; '.join(forms)} ({error}). It takes x_train and y_train, "
+        stop(f"--dataset {path} holds something else ({error}). It takes x_train and y_train, "
              "perhaps x_val, y_val, x_test, y_test. x: whole numbers from 0 to 255, (number, height"
-             ", width) or (number, height, width, 3). y: a number or a name for each image.")
+             ", width) or (number, height, width, 3). y: a whole number or a name for each image.")
     return parts
 
 
 def read_folder(folder):
-    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
+    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz.
+
+    A folder around class folders is a part if its name holds train, val or test: training_set is,
+    and seg_train/seg_train.
+    """
     if pathlib.Path(OUTPUT_DIR).resolve().is_relative_to(folder.resolve()):
         stop(f"--output-dir {OUTPUT_DIR} lies in the data set {folder}: name a folder outside.")
+    groups = {}  # the files by the folder around their class folder
+    for path in files_in(folder):
+        groups.setdefault(path.parent.parent, []).append(path)
+    found = []  # pairs: part, its folder
+    for around in groups:
+        names = around.relative_to(folder).parts if folder in around.parents else ()
+        for part in PARTS:
+            if names and all(part in name.lower() for name in names):
+                found.append((part, around))
+    folders = dict(found or [("train", folder)])
+    if "train" not in folders or len(set(folders.values())) < len(found):
+        stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
+             f"one val and one test, of these: {first_few([around for _, around in found])}.")
+    left_out = []
+    for around, paths in groups.items():
+        left_out += paths if around not in folders.values() else []
+    if left_out:
+        warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
     parts = {}
-    for part, part_folder in find_parts(folder).items():
-        inside = visible(part_folder, "*/*")
-        paths = [path for path in inside if path.is_file()]
-        with_pictures = {path.parent for path in paths}
-        left_out = [path for path in inside if path.is_dir()]
-        left_out += [path for path in visible(part_folder, "*") if path not in with_pictures]
+    for part, around in folders.items():
+        images, paths = read_pictures(groups.get(around, []), (IMAGE_SIZE, IMAGE_SIZE, 3))
         if not paths:
-            stop(f"there are no pictures in folders of {part_folder}: make one for each class.")
-        if left_out:
-            warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
+            stop(f"there are no pictures in folders of {around}: make one for each class.")
         labels = np.array([readable(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
-        images, was_read = read_pictures(paths, (IMAGE_SIZE, IMAGE_SIZE, 3))
-        parts[part] = (images, labels[was_read], names[was_read])
+        parts[part] = (images, labels, names)
     return parts
 
 
-def find_parts(folder):
-    """Return {"train": folder}, perhaps with "val" and "test"; each holds the class folders.
-
-    A folder is a part if its name holds train, val or test, and if it holds folders. Else it is a
-    class: trains, beside valleys.
-    """
-    found = []  # pairs: part, its folder
-    for path in sorted({path.parent for path in visible(folder, "*/*") if path.is_dir()}):
-        found += [(part, path) for part in ("train", "val", "test") if part in path.name.lower()]
-    if not found:
-        return {"train": folder}
-    parts = dict(found)
-    if "train" not in parts or not len(found) == len(parts) == len(set(parts.values())):
-        stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
-             f"one val and one test, of these: {first_few([path.name for _, path in found])}.")
-    left_out = [path for path in visible(folder, "*") if path not in parts.values()]
-    if left_out:
-        warn(f"left out, as they are no train, val or test with folders: {first_few(left_out)}.")
-    for part, path in parts.items():
-        inside = visible(path, "*")
-        if len(inside) == 1 and any(inner.is_dir() for inner in visible(inside[0], "*")):
-            parts[part] = inside[0]  # seg_train/seg_train/class
-        print(f"{parts[part]} is the {part} part.")
-    return parts
-
-
-def visible(folder, pattern):
-    """Return the paths in a folder that match, sorted, but not those of operating systems."""
-    paths = []
-    for path in sorted(folder.glob(pattern)):
+def files_in(folder):
+    """Return the files in a folder and its sub-folders, sorted, without those of the system."""
+    files = []
+    for path in sorted(folder.rglob("*")):
         names = path.relative_to(folder).parts
-        if not any(name.startswith(".") or name in SYSTEM_FILES for name in names):
-            paths.append(path)
-    return paths
-
-
-def first_few(names):
-    """Return how many there are, and the first five of them: "7 (a, b, c, d, e ...)"."""
-    shown = ", ".join(map(readable, names[:5])) + (" ..." if len(names) > 5 else "")
-    return f"{len(names)} ({shown})" if names else "none"
-
-
-def readable(name):
-    """Return a name as text that can be printed: a byte that is no UTF-8 as \\udce9, say."""
-    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
+        is_hidden = any(name.startswith(".") or name in SYSTEM_FILES for name in names)
+        if path.is_file() and not is_hidden:
+            files.append(path)
+    return files
 
 
 def warn_of_copies(training, validation, test):
     """Warn if images of the other parts are training images, too: the network knows them by heart.
 
     Small versions are compared, so that a picture that was saved anew is a copy as well. Their
-    distance is 1 less their correlation. The limit was found by trying: pictures that were saved
-    anew are below it, other images of MNIST and CIFAR-10 hardly ever.
+    distance is 1 less their correlation. The limit was found by trying: copies are below it, other
+    images of MNIST and CIFAR-10 hardly ever.
     """
     shades = []
     for images, _, _ in (training, validation, test):
         small = small_and_flat(images)
-        centred = small - small.mean(axis=1, keepdims=True)
-        centred[np.ptp(small, axis=1) < 0.02] = 0  # blank: of all 0, two are as far apart as can be
-        shades.append(centred)
+        # Rounded, an image of one shade is all 0, and has no copies.
+        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 2))
     known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[0])
-    for part, (_, _, names), some in [("validation", validation, shades[1]),
-                                      ("test", test, shades[2])]:
+    pairs = []
+    for (_, _, names), some in [(validation, shades[1]), (test, shades[2])]:
         distances, twins = known.kneighbors(some)
-        copies = np.flatnonzero(distances[:, 0] < 0.00125)
-        pairs = [f"{names[i]} = {training[2][twins[i, 0]]}" for i in copies]
-        if pairs:
-            warn(f"of {len(names)} {part} images, training images as well (so the {part} accuracy "
-                 f"is too high) are {first_few(pairs)}. Keep one of each. If their classes differ: "
-                 "which is right?")
+        for i in np.flatnonzero(distances < 0.00125):
+            pairs.append(f"{names[i]} = {training[2][twins[i, 0]]}")
+    if pairs:
+        warn(f"{len(pairs)} of {len(validation[1]) + len(test[1])} validation and test images are "
+             f"training images as well, so the accuracy is too high: {first_few(pairs)}. Keep one "
+             "of each. If their classes differ: which is right?")
 
 
 def read_pictures(paths, image_shape, about=None):
-    """Return pictures, uint8 (number that could be read, *image_shape), and which: bool per path.
+    """Return pictures, uint8 (number that could be read, *image_shape), and their paths.
 
     about: of the network that is asked (see save_model), or None. What is left out is named.
     """
     images = np.zeros((len(paths), *image_shape), "uint8")
-    was_read = np.zeros(len(paths), bool)
+    paths_read = []
     remarks = {}  # what is to be said, once: the pictures of which it is true
     bar = keras.utils.Progbar(len(paths), verbose=1 if len(paths) > 500 else 0, unit_name="picture")
     with ThreadPoolExecutor() as pool:  # threads do, as Pillow works outside of Python's lock
         results = pool.map(read_picture, paths, repeat(image_shape), repeat(about))
-        for i, (image, remark) in enumerate(results):
+        for path, (image, remark) in zip(paths, results):
             if image is not None:
-                images[i] = image
-                was_read[i] = True
+                images[len(paths_read)] = image
+                paths_read.append(path)
             if remark:
-                remarks.setdefault(remark, []).append(paths[i])
-            bar.update(i + 1)
+                remarks.setdefault(remark, []).append(path)
+            bar.add(1)
     for remark, names in remarks.items():
         warn(f"pictures {remark}: {first_few(names)}.")
-    return images if was_read.all() else images[was_read], was_read
+    return images[:len(paths_read)], paths_read
 
 
 def read_picture(path, image_shape, about):
     """Return a picture file as uint8 image_shape, or None, and what is to be said of it, or ""."""
     height, width, channels = image_shape
-    is_drawing = about is not None and about["white_on_black"]
     remark = ""
     try:
         # Given the path, Pillow 13 reads some turned TIFFs wrong; given the open file, it doesn't.
@@ -1156,22 +1135,20 @@ def read_picture(path, image_shape, about):
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # MPO: from phones
                 remark = "with several pages or frames, of which only the first is read"
             # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is enough: much faster.
-            side = 1000 if is_drawing else 2 * max(height, width)
-            picture.draft("RGB", (side, side))
+            picture.draft("RGB", (max(500, 2 * width), max(500, 2 * height)))
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
             remark = "that may have transparent parts, which become white"
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if is_drawing:
+        if about is not None and about["white_on_black"]:
             return prepare_drawing(picture, image_shape, about)
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
-        start = pathlib.Path(path).read_bytes()[:100]
-        kind = "texts" if start and start.isascii() else "in no format that Pillow knows"
-        return None, f"skipped, as they are {kind}"
+        is_text = pathlib.Path(path).read_bytes()[:100].isascii()
+        return None, f"skipped, as they are {'empty or texts' if is_text else 'no pictures'}"
     except Exception as error:  # Pillow raises many kinds for broken files
         reason = getattr(error, "strerror", None) or type(error).__name__
         return None, f"skipped, as they can't be read ({reason})"
@@ -1194,9 +1171,7 @@ def describe_drawings(x_train):
     is_drawing = ((np.median(border, axis=(1, 2)) < 25) & (some.max(axis=(1, 2, 3)) >= 200)
                   & (np.abs(sizes - usual) < 0.2 * usual))
     return {"white_on_black": channels == 1 and bool(is_drawing.mean() > 0.8), "ink_share": usual,
-            # Two digits have much ink and are wide; little ink is only a thin pen (0.1, not 1 %).
-            "ink_area": np.percentile(ink.mean(axis=(1, 2)), [0.1, 99]).tolist(),
-            "ink_proportion": np.percentile(across / down.clip(1), [0.1, 99]).tolist()}
+            "widest": float(np.percentile(across / down.clip(1), 99))}
 
 
 def prepare_drawing(picture, image_shape, about):
@@ -1208,43 +1183,68 @@ def prepare_drawing(picture, image_shape, about):
     picture.thumbnail((500, 500))
     grey = np.asarray(picture, float)
     # What differs from the paper is ink. The paper is as bright as the border; or, where the light
-    # falls off, as the neighbourhood is in the mean, the ink left out.
+    # falls off, as most of the neighbourhood: of 16x16 parts, the median of the 11x11 around.
     sides = [np.median(side) for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
     paper = np.full(grey.shape, np.median(sides))
-    if np.ptp([*sides, np.median(grey)]) > 10:
-        without_ink = grey
-        for _ in range(2):
-            paper = ndimage.uniform_filter(without_ink, max(grey.shape) // 2)
-            ink = grey - paper
-            if -ink.min() > ink.max():
-                ink = -ink  # dark on light
-            without_ink = np.where(ink > 0.3 * ink.max(), paper, grey)
+    if np.ptp(sides) > 30:
+        parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
+        parts = Image.fromarray(ndimage.median_filter(parts, 11, mode="nearest"))
+        paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
     if -ink.min() > ink.max():
-        ink = -ink
+        ink = -ink  # dark on light
     ink = (ink / max(np.quantile(ink, 0.999), 0.05)).clip(0, 1)  # 0.05: noise is no ink
     box = Image.fromarray(ink > INK / 255).getbbox()
     if box is None:
         return np.zeros(image_shape, "uint8"), "without ink"
-    picture = Image.fromarray((255 * ink).astype("uint8")).crop(box)
-    proportion = picture.width / picture.height
-    # The smallest frame of the image's proportions that holds the ink, then the margin around it.
-    scale = max(picture.width / width, picture.height / height)
-    frame = (round(width * scale), round(height * scale))
-    margin = (1 / about["ink_share"] - 1) / 2
-    picture = ImageOps.expand(ImageOps.pad(picture, frame),
-                              (round(frame[0] * margin), round(frame[1] * margin)))
-    picture = ImageOps.fit(picture, (width, height))
-    # Made small, a thin line is pale: make it as bright as in training.
-    image = np.asarray(ImageOps.autocontrast(picture, cutoff=(0, 3))).reshape(image_shape)
+    drawing = Image.fromarray((255 * ink).astype("uint8")).crop(box)
     remark = ""
-    for value, (low, high) in [(np.mean(image > INK), about["ink_area"]),
-                               (proportion, about["ink_proportion"])]:
-        if not low <= value <= high:
-            remark = "unlike the training images (much ink, little, or wide): see predictions.png"
-    return image, remark
+    if drawing.width / drawing.height > about["widest"]:
+        remark = "wider than the training images (is it one drawing?): see predictions.png"
+    # Into the middle of a black frame, which is as much larger than the ink as in training.
+    scale = max(drawing.width / width, drawing.height / height) / about["ink_share"]
+    frame = Image.new("L", (round(scale * width), round(scale * height)))
+    frame.paste(drawing, ((frame.width - drawing.width) // 2, (frame.height - drawing.height) // 2))
+    # Made small, a thin line is pale: make it as bright as in training.
+    image = ImageOps.autocontrast(frame.resize((width, height)), cutoff=(0, 3))
+    return np.asarray(image).reshape(image_shape), remark
 
 
+def predict_pictures(words):
+    """Classify picture files with the network of an earlier run; print the likeliest classes.
+
+    words: files, folders and wildcards. Draws predictions.png, the pictures as the network was
+    given them. Ends with exit status 1 if a file could not be read.
+    """
+    folder = results_folder()
+    model, about = load_trained_model(folder)
+    paths = []
+    for word in words:
+        # Windows hands on a wildcard such as *.jpg as it is.
+        for name in sorted(glob.glob(word, recursive=True)) or [word]:
+            path = pathlib.Path(name)
+            paths += files_in(path) if path.is_dir() else [path]
+    print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
+    images, paths_read = read_pictures(paths, model.input_shape[1:], about)
+    if not paths_read:
+        raise SystemExit(1)
+    titles = []
+    for path, answer in zip(paths_read, predict(model, images)):
+        likeliest = np.argsort(-answer)[:3]  # argsort: the places, the smallest number first
+        texts = [f"{about['class_names'][i]} {answer[i]:.1%}" for i in likeliest]
+        print(f"{readable(path)}: {', '.join(texts)}")
+        titles.append(textwrap.fill(f"{readable(path.name)[-40:]}: {texts[0]}", 22))
+    shown = titles[:60]
+    figure = plt.figure(figsize=(12, 2.6 * math.ceil(len(shown) / 6) + 1), layout="constrained")
+    figure.suptitle("Your pictures as the network was given them, and what it takes them for")
+    draw_grid(figure, images[:60], shown, columns=6)
+    figure.savefig(folder / "predictions.png", dpi=120)
+    print(f"{len(shown)} of {len(titles)} are drawn in {folder / 'predictions.png'}")
+    if len(paths_read) < len(paths):
+        raise SystemExit(1)
+
+
+# %% 9. Out of the script: the trained network, a page for the browser, and a file for phones
 def save_model(model, x_train, class_names, folder):
     """Write model.keras, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
@@ -1267,44 +1267,6 @@ def load_trained_model(folder):
     return model, about
 
 
-def predict_pictures(words):
-    """Classify picture files with the network of an earlier run; print the likeliest classes.
-
-    words: files, folders and wildcards. Draws predictions.png, the pictures as the network was
-    given them. Ends with exit status 1 if a file could not be read.
-    """
-    folder = results_folder()
-    model, about = load_trained_model(folder)
-    paths = []
-    for word in words:
-        # Windows hands on a wildcard such as *.jpg as it is.
-        found = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
-        for path in map(pathlib.Path, found or [word]):
-            inside = [inner for inner in sorted(path.rglob("[!.]*")) if inner.is_file()]
-            paths += inside if path.is_dir() else [path]
-    print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
-    images, was_read = read_pictures(paths, model.input_shape[1:], about)
-    if not was_read.any():
-        raise SystemExit(1)
-    paths = [path for path, is_read in zip(paths, was_read) if is_read]
-    titles = []
-    for path, image, answer in zip(paths, images, predict(model, images)):
-        likeliest = np.argsort(-answer)[:3]  # argsort: the places, the smallest number first
-        texts = [f"{about['class_names'][i]} {answer[i]:.1%}" for i in likeliest]
-        print(f"{readable(path)}: {', '.join(texts)}")
-        titles.append(textwrap.fill(f"{readable(path.name)[-40:]}: {texts[0]}", 22))
-    names_for_pictures(titles)  # chooses the fonts
-    shown = titles[:60]
-    figure = plt.figure(figsize=(12, 2.6 * math.ceil(len(shown) / 6) + 1), layout="constrained")
-    figure.suptitle("Your pictures as the network was given them, and what it takes them for")
-    draw_grid(figure, images[:60], shown, columns=6)
-    figure.savefig(folder / "predictions.png", dpi=120)
-    print(f"{len(shown)} of {len(titles)} are drawn in {folder / 'predictions.png'}")
-    if not was_read.all():
-        raise SystemExit(1)
-
-
-# %% 9. Out of the script: a page that recognizes in the browser, and a file for phones
 def network_steps(model):
     """Return a Sequential model as a list of steps for the page; ValueError if it can't be one.
 
@@ -1314,23 +1276,22 @@ def network_steps(model):
     steps = []
     maps = model.input_shape[1:]  # (height, width, channels) before the layer in hand
 
-    def add(kind, shape=(), *weights, **more):
+    def add(kind, shape=(), weights=(), **more):
         if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
             raise ValueError(f"it does not compute {kind} ({layer.name})")
-        numbers = np.concatenate([np.ravel(array) for array in weights] + [[]]).astype("<f4")
-        steps.append({"kind": kind, "shape": [int(size) for size in shape],
-                      "weights": base64.b64encode(numbers.tobytes()).decode("ascii"), **more})
+        text = base64.b64encode(np.asarray(weights, "<f4").tobytes()).decode("ascii")
+        sizes = [int(size) for size in shape]
+        steps.append({"kind": kind, "shape": sizes, "weights": text, **more})
 
     for layer in model.layers:
         channels = layer.output.shape[-1]
         if isinstance(layer, without_effect):
             continue
-        elif isinstance(layer, layers.Normalization):  # both: input * scale + offset
-            scale = 1 / np.sqrt(np.ravel(layer.variance)).clip(1e-7)
-            add("scale", [channels], scale, -np.ravel(layer.mean) * scale)
-        elif isinstance(layer, layers.BatchNormalization):
-            scale = np.ravel(layer.gamma) / np.sqrt(np.ravel(layer.moving_variance) + layer.epsilon)
-            add("scale", [channels], scale, layer.beta - layer.moving_mean * scale)
+        elif isinstance(layer, (layers.Normalization, layers.BatchNormalization)):
+            # Both compute input * scale + offset: two answers tell the two numbers.
+            offset = layer(np.zeros((1, 1, 1, channels)))
+            scale = (layer(np.full((1, 1, 1, channels), 1000.0)) - offset) / 1000
+            add("scale", [channels], [scale, offset])
         elif isinstance(layer, layers.MaxPooling2D) and layer.strides == layer.pool_size:
             add("pooling", layer.pool_size)
         elif isinstance(layer, layers.ReLU):
@@ -1341,7 +1302,7 @@ def network_steps(model):
             if isinstance(layer, layers.Dense):  # a filter as large as the maps before it
                 kernel = kernel.reshape(*maps, channels)
             bias = layer.bias if layer.use_bias else np.zeros(channels)
-            add("convolution", kernel.shape, kernel, bias,
+            add("convolution", kernel.shape, np.concatenate([np.ravel(kernel), bias]),
                 same=getattr(layer, "padding", "valid") == "same")
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
@@ -1375,6 +1336,8 @@ def write_phone_model(model, x_test, y_test, folder):
     path = folder / "model.tflite"
     # One image, not any number: phones ask for one.
     one_image = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
+    some = x_test[spread_over_classes(y_test, 100)]
+    on_phone = []  # the probabilities of each image
     try:
         model.export(
             path, format="litert", verbose=False, input_signature=[one_image],
@@ -1383,19 +1346,14 @@ def write_phone_model(model, x_test, y_test, folder):
                 "supported_types": [tf.float16],  # weights of 16 bits: half the file
                 "supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS],  # what every phone knows
             })
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it has a newer home in a package of its own
-            ask = tf.lite.Interpreter(str(path)).get_signature_runner()
+        ask = tf.lite.Interpreter(str(path)).get_signature_runner()
         [asked] = ask.get_input_details()
-        some = x_test[spread_over_classes(y_test, 100)]
-        on_phone = []  # the probabilities of each image
         for image in some.astype("float32"):
             [answer] = ask(**{asked: image[np.newaxis]}).values()
             on_phone.append(answer[0])
     except Exception as error:  # the converter has many, and some of them fill a screen
         path.unlink(missing_ok=True)
-        warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
-        return
+        return warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
     expected = predict(model, some)
     same = np.sum(np.argmax(on_phone, axis=1) == expected.argmax(axis=1))
     print(f"File for phones: the same answer as Keras for {same} of {len(some)} test images, "
@@ -1425,11 +1383,12 @@ FILES = ["training_images.png", "accuracy_loss_curves.png", "confusion_matrix.pn
          "sample_predictions.png", "confident_mistakes.png", "where_it_looks.png",
          "learned_features.png", "predictions.png", "try_it.html", "model.keras", "model.tflite",
          "model.json", "labels.txt", "metrics.json", "classification_report.txt", "history.csv"]
-# Fonts for letters that DejaVu Sans lacks; those that are installed are used.
-FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Arabic", "SimHei",
-         "Noto Sans Devanagari", "Noto Sans Thai", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic",
-         "Nirmala UI", "Leelawadee UI", "PingFang SC", "Hiragino Sans", "Arial Unicode MS"]
 VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
+# Fonts for letters that DejaVu Sans lacks; those that are installed are used.
+FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "SimHei",
+         "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Arial Unicode MS"]
+installed = font_manager.get_font_names()
+plt.rcParams["font.family"] = [font for font in FONTS if font in installed]
 taken = {}  # setting: (the dict(...) of the block, what an earlier read_settings() took from it)
 
 
@@ -1442,6 +1401,17 @@ def stop(sentence):
 def warn(sentence):
     """Say in one line what was skipped or may surprise; the program goes on."""
     print("Warning:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+
+
+def first_few(names):
+    """Return how many there are, and the first five of them: "7 (a, b, c, d, e ...)"."""
+    shown = ", ".join(map(readable, names[:5])) + (" ..." if len(names) > 5 else "")
+    return f"{len(names)} ({shown})" if names else "none"
+
+
+def readable(name):
+    """Return a name as text that can be printed: a byte that is no UTF-8 as \\udce9, say."""
+    return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read_settings():
@@ -1503,9 +1473,7 @@ def checked_value(name, value):
     kind = KINDS.get(type(rule), rule)
     values = list(value) if name in LISTS and isinstance(value, (list, tuple)) else [value]
     for one in values:
-        fits = isinstance(one, (int, float) if kind is float else kind)
-        if isinstance(one, bool) != (kind is bool):  # Python counts True as the number 1
-            fits = False
+        fits = type(one) is kind or (kind is float and type(one) is int)
         if not fits or (rule is not kind and one not in rule):
             stop(f"{name} can't be {one!r}: it takes {kind.__name__}"
                  f"{'' if rule is kind else f' in {rule}'}.")
@@ -1524,22 +1492,6 @@ def full_name():
     return DATASET if DATASET in CLASS_NAMES else readable(pathlib.Path(DATASET).resolve())
 
 
-def names_for_pictures(class_names):
-    """Return class names as pictures show them, in lines of 16 letters, and choose their fonts.
-
-    Where no font has their letters, they become numbers; classification_report.txt names them.
-    """
-    installed = font_manager.get_font_names()
-    families = [name for name in FONTS if name in installed]
-    plt.rcParams["font.family"] = families
-    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in families]
-    for letter in set("".join(class_names)) - {"\n"}:
-        if not any(font.get_char_index(ord(letter)) for font in fonts):
-            warn("no font here has the letters of the names: pictures show numbers in their place.")
-            return [str(number) for number in range(len(class_names))]
-    return [textwrap.fill(name, 16) for name in class_names]
-
-
 def from_keras(load, place, **options):
     """Return load(**options), for which Keras downloads a file once; stop if that fails.
 
@@ -1547,30 +1499,27 @@ def from_keras(load, place, **options):
     """
     socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    copies = [path for path in home.glob(place) if path.suffix != ".kept"]
+    copies = list(home.glob(place))
     for copy in copies:  # Keras deletes a copy that is not the one it knows: a second name keeps it
         with contextlib.suppress(OSError):
             os.link(copy, f"{copy}.kept")
     try:
-        return load(**options)
+        loaded = load(**options)
     except Exception as error:  # no internet, a broken file, no room on the disk, ...
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        found = " The file there is not the one that Keras expects." if copies else ""
+        kept = " (The one that was there is kept, with .kept behind its name.)" if copies else ""
         stop(f"Keras could not load its file ({reason}): put a copy of it at {home / place} (or "
-             f"set KERAS_HOME to the folder that holds {place}).{found} --dataset digits and "
+             f"set KERAS_HOME to the folder that holds {place}).{kept} --dataset digits and "
              "--model cnn need no download.")
-    finally:
-        for copy in copies:
-            with contextlib.suppress(OSError):
-                if not copy.exists():
-                    os.link(f"{copy}.kept", copy)
-                os.remove(f"{copy}.kept")
+    for copy in copies:
+        pathlib.Path(f"{copy}.kept").unlink(missing_ok=True)
+    return loaded
 
 
 def results_folder():
     """Return the folder of the data set's results; stop if it holds those of another data set."""
     folder = pathlib.Path(OUTPUT_DIR, data_title())
-    with contextlib.suppress(OSError, ValueError):
+    if (folder / "model.json").exists():
         owner = json.loads((folder / "model.json").read_text(encoding="utf-8"))["dataset"]
         if owner != full_name():
             stop(f"{folder} belongs to another data set, {owner}: name that one, or another folder "
@@ -1585,21 +1534,17 @@ def open_results_folder(settings):
     run before it as they were. The hash in the folder's name changes with any setting and any
     pixel: a run that was cut off goes on only with the settings and the data that it had.
     """
-    results = results_folder()
     state = {name: settings[name] for name in settings if name not in WITHOUT_EFFECT}
     state["DATASET"] = full_name()
-    start = f"{results.name}.unfinished_{joblib.hash(state)[:8]}_"
-    unfinished = sorted(results.parent.glob(f"{glob.escape(start)}*/history.csv"))
-    if RESUME and unfinished:
-        return unfinished[-1].parent  # the newest
-    of_results = results.parent.glob(f"{glob.escape(results.name)}.unfinished_*")
-    others = sorted(path.name for path in of_results)
+    mark = f".unfinished_{joblib.hash(state)[:8]}_"
+    results = results_folder()
     if RESUME:
-        stop(f"--resume finds no unfinished run in {OUTPUT_DIR} with these settings and this data "
-             f"(with others: {first_few(others)}): give the same flags, or leave --resume out.")
-    if others:
-        print(f"Unfinished runs, for --resume, or to be removed: {first_few(others)}.")
-    folder = results.with_name(start + time.strftime("%Y%m%d_%H%M%S"))
+        histories = sorted(results.parent.glob(f"*{mark}*/history.csv"))
+        if not histories:
+            stop(f"--resume finds no unfinished run in {OUTPUT_DIR} with these settings and this "
+                 "data: give the same flags as then, or leave --resume out.")
+        return histories[-1].parent  # of the newest
+    folder = results.with_name(results.name + mark + time.strftime("%Y%m%d_%H%M%S"))
     folder.mkdir(parents=True)  # an error, if another run has begun in this second
     atexit.register(remove_if_untrained, folder)
     return folder
@@ -1628,57 +1573,48 @@ def publish_results(settings, results, history, folder):
 
 
 def record_experiment(settings, results):
-    """Add a row for this run to experiments.csv, and compare it with earlier runs on its data."""
-    table = pathlib.Path(OUTPUT_DIR, "experiments.csv")
+    """Add a row to experiments.csv; print the last runs on the same data, and the best of all."""
+    path = pathlib.Path(OUTPUT_DIR, "experiments.csv")
     row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S")}
     for name, value in {**settings, **results}.items():
         if name not in (*WITHOUT_EFFECT, "classes", "confusion_matrix"):
             row[name] = str(value)
     rows = pd.DataFrame([row])
-    if table.exists():
-        try:
-            earlier = pd.read_csv(table, dtype=str, keep_default_na=False)
-        except ValueError as error:
-            stop(f"{table} can't be read ({error}): move it away. The results are in their place.")
-        rows = pd.concat([earlier, rows], ignore_index=True)
-    accuracies = pd.to_numeric(rows["validation_accuracy"], errors="coerce")
-    same_data = accuracies[(rows["DATA"] == row["DATA"]) & accuracies.notna()]
-    runs = {same_data.index[-1]: "This run"}
-    if len(same_data) > 1:
-        best = same_data[:-1].idxmax()
-        runs[same_data.index[-2]] = "The last run"
-        runs[best] = "The last and best run" if best in runs else "The best run"
-    elif len(rows) > 1:
-        print("Not compared with earlier runs: they had other images (or another IMAGE_SIZE).")
-    for number, name in runs.items():
-        compare(name, rows.loc[number], row)
-    rows.to_csv(table.with_suffix(".new"), index=False)
-    table.with_suffix(".new").replace(table)  # one move: the table is never half written
+    try:
+        if path.exists():
+            earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
+            rows = pd.concat([earlier, rows], ignore_index=True)
+        same_data = rows[rows["DATA"] == row["DATA"]]
+        best = same_data["validation_accuracy"].astype(float).idxmax()
+    except ValueError as error:
+        stop(f"{path} can't be read ({error}): move it away. The results are in their place.")
+    rows.to_csv(path.with_suffix(".new"), index=False)
+    path.with_suffix(".new").replace(path)  # one move: the table is never half written
+
+    shown = same_data.loc[sorted({best, *same_data.index[-3:]})]
+    changed = [name for name in [*RULES, "epochs_trained"]
+               if name in shown and shown[name].nunique() > 1]
+    lines = []
+    for _, run in shown.iterrows():
+        lines.append({"TIME": run["TIME"], **run[changed], **compare(run, row)})
+    print(f"Of {len(same_data)} runs on these images, the last ones (below: this run) and the best,"
+          " and the settings in which they differ. Luck: with the choice of the validation images; "
+          f"another --seed is luck, too.\n{pd.DataFrame(lines).to_string(index=False)}")
 
 
-def compare(name, other, row):
-    """Print a run's validation accuracy, and how it differs from that of this run, `row`."""
-    number = int(row["validation_images"])
-    right = [round(float(run["validation_accuracy"]) * number) for run in (other, row)]
-    low, high = interval_of(right[0], number)
-    print(f"{name}: validation accuracy {right[0] / number:.1%} of {number} images "
-          f"(95 % interval {low:.1%} to {high:.1%}).")
-    if name == "This run":
-        if number < 100:
-            warn("with so few validation images, accuracy is luck: try --validation-split 0.3.")
-        return
+def compare(run, this_run):
+    """Return the validation accuracy of a run, and whether its distance to this run may be luck."""
+    number = int(run["validation_images"])
+    right = round(float(run["validation_accuracy"]) * number)
+    right_now = round(float(this_run["validation_accuracy"]) * number)
+    low, high = interval_of(right, number)
     # Fisher's exact test (1935): how often chance alone makes a difference as large as this one.
-    pvalue = stats.fisher_exact([right, [number - right[0], number - right[1]]]).pvalue
-    verdict = "The difference is more than luck."
-    if pvalue >= 0.05:
-        verdict = "The difference may be luck: more seeds (--seed 1) or validation images tell."
-    if right[0] == right[1]:
-        verdict = "No difference."
-    changed = []
-    for setting in [*RULES, "epochs_trained"]:
-        if setting in row and other.get(setting) != row[setting]:
-            changed.append(f"{setting} {other.get(setting)} -> {row[setting]}")
-    print(f"{verdict} Changed: {', '.join(changed) or 'nothing'}")
+    counts = [[right, number - right], [right_now, number - right_now]]
+    verdict = "none" if right == right_now else "more than luck"
+    if right != right_now and stats.fisher_exact(counts).pvalue >= 0.05:
+        verdict = "may be luck"
+    return {"validation": f"{right / number:.1%}", "95 % interval": f"{low:.1%} to {high:.1%}",
+            "difference": verdict}
 
 
 # %% References: the papers that are named as (author, year)

