@@ -1059,6 +1059,7 @@ def read_folder(folder):
         images, paths = read_pictures(groups.get(around, []), (IMAGE_SIZE, IMAGE_SIZE, 3))
         if not paths:
             stop(f"there are no pictures in folders of {around}: make one for each class.")
+        print(f"{len(paths)} pictures for {part} in {around}")
         labels = np.array([readable(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
         parts[part] = (images, labels, names)
@@ -1087,7 +1088,7 @@ def warn_of_copies(training, validation, test):
     for images, _, _ in (training, validation, test):
         small = small_and_flat(images)
         # Rounded, an image of one shade is all 0, and has no copies.
-        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 2))
+        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 3))
     known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[0])
     pairs = []
     for (_, _, names), some in [(validation, shades[1]), (test, shades[2])]:
