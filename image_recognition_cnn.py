@@ -1598,9 +1598,9 @@ def record_experiment(settings, results):
     lines = []
     for _, run in shown.iterrows():
         lines.append({"TIME": run["TIME"], **run[changed], **compare(run, row)})
-    print(f"Of {len(same_data)} runs on these images, the last ones (below: this run) and the best,"
-          " and the settings in which they differ. Luck: with the choice of the validation images; "
-          f"another --seed is luck, too.\n{pd.DataFrame(lines).to_string(index=False)}")
+    print(f"Runs on these images: {len(same_data)}. The last ones (below: this run), the best, and "
+          "the settings in which they differ (luck: with the choice of the validation images; "
+          f"another --seed is luck, too):\n{pd.DataFrame(lines).to_string(index=False)}")
 
 
 def compare(run, this_run):
@@ -1615,7 +1615,7 @@ def compare(run, this_run):
     if right != right_now and stats.fisher_exact(counts).pvalue >= 0.05:
         verdict = "may be luck"
     return {"validation": f"{right / number:.1%}", "95 % interval": f"{low:.1%} to {high:.1%}",
-            "difference": verdict}
+            "difference from this run": verdict}
 
 
 # %% References: the papers that are named as (author, year)
