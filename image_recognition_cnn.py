@@ -27,7 +27,6 @@ import textwrap
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 
 # TensorFlow and Matplotlib look at these while they are loaded.
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -44,7 +43,6 @@ import seaborn as sns
 import tensorflow as tf
 from keras import callbacks, layers
 from matplotlib import font_manager
-from matplotlib.colors import ListedColormap
 from PIL import Image, ImageOps, UnidentifiedImageError
 from scipy import ndimage, stats
 from sklearn.datasets import load_digits
@@ -127,7 +125,8 @@ def main():
     draw_confusion_matrix(results["confusion_matrix"], names, folder)
     draw_predictions(x_test, y_test, probabilities, names, folder)
     draw_where_it_looks(model, x_test, y_test, probabilities, names, folder)
-    draw_learned_features(model, x_test, y_test, probabilities, names, folder)
+    if MODEL == "cnn":
+        draw_learned_features(model, x_test, y_test, probabilities, names, folder)
 
     write_page(model, class_names, about, folder)  # chapter 9
     write_phone_model(model, x_test, y_test, folder)
@@ -140,10 +139,8 @@ def main():
 # An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
 # (bright); one channel is grey, three are red, green and blue. The label of an image is the number
 # of its class. stop(sentence) ends the program, warn(sentence) lets it go on (chapter 10).
-DIGITS = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]
 CLASS_NAMES = {
-    "digits": DIGITS,
-    "mnist": DIGITS,
+    "digits": list("0123456789"), "mnist": list("0123456789"),
     "fashion_mnist": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
                       "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
     "cifar10": ["airplane", "automobile", "bird", "cat", "deer",
@@ -242,10 +239,7 @@ def small_and_flat(images):
 
 
 def spread_over_classes(labels, number):
-    """Return up to `number` indices: the first image of each class, then the second of each, ...
-
-    labels: (number of images,) int. Returns (at most number,) int.
-    """
+    """Return up to `number` indices: the first image of each class, then the second of each ..."""
     occurrence = pd.Series(labels).groupby(labels).cumcount()  # 0 for the first image of its class
     # lexsort sorts by its last key first: by occurrence, and where that is equal by label.
     return np.lexsort((labels, occurrence))[:number]
@@ -254,12 +248,11 @@ def spread_over_classes(labels, number):
 def draw_training_images(x_train, y_train, names, folder):
     """Draw 24 training images, how many each class has, and one image augmented eight times."""
     figure = plt.figure(figsize=(13, 9), layout="constrained")
-    figure.suptitle(f"{data_title()}: the images that the network learns from")
     upper, lower = figure.subfigures(2, 1, height_ratios=[3, 1])
     left, right = upper.subfigures(1, 2, width_ratios=[2, 1])
 
     chosen = spread_over_classes(y_train, 24)
-    left.suptitle(f"{len(chosen)} of {len(x_train):,} training images and their classes")
+    left.suptitle(f"{data_title()}: {len(chosen)} of {len(x_train):,} training images")
     draw_grid(left, x_train[chosen], [names[label] for label in y_train[chosen]], columns=6)
 
     axis = right.subplots()
@@ -269,9 +262,8 @@ def draw_training_images(x_train, y_train, names, folder):
     axis.bar_label(axis.containers[0], fontsize=9)
     axis.set(title=f"Training images of {len(commonest)} classes", xlabel="number of images")
 
-    image = x_train[chosen[0]]
-    views = np.repeat(image[np.newaxis], 9, axis=0).astype("float32")  # (9, height, width, ...)
-    for layer in augmentation_layers(image.shape):  # moved and mirrored at random (chapter 3)
+    views = x_train[chosen[:1].repeat(9)].astype("float32")  # (9, height, width, channels)
+    for layer in augmentation_layers(views.shape[1:]):  # moved and mirrored at random (chapter 3)
         views[1:] = layer(views[1:], training=True)
     lower.suptitle("One training image, and what the network gets instead of it in each epoch\n"
                    f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL shifts only in FINE_TUNE)")
@@ -282,16 +274,14 @@ def draw_training_images(x_train, y_train, names, folder):
 
 def draw_grid(figure, images, texts, columns):
     """Draw images (height, width, channels) uint8 in rows, a text above each; return their axes."""
-    rows = max(1, math.ceil(len(images) / columns))
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, text in zip(axes, images, texts):
-        axis.set_axis_on()
+    rows = math.ceil(len(images) / columns)
+    axes = []
+    for place, (image, text) in enumerate(zip(images, texts), start=1):
+        axis = figure.add_subplot(rows, columns, place, xticks=[], yticks=[])
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axis.set(xticks=[], yticks=[])
         axis.set_title(text, fontsize=9)
-    return axes[:len(images)]
+        axes.append(axis)
+    return axes
 
 
 # %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
@@ -319,8 +309,7 @@ def build_cnn(x_train, num_classes):
     model.add(keras.Input(x_train.shape[1:]))  # (32, 32, 3)
     for layer in augmentation_layers(x_train.shape[1:]):
         model.add(layer)  # (32, 32, 3), only in training
-    # (pixel - mean) / standard deviation, for each channel. As a part of the model: so it takes raw
-    # pixels, and nobody has to scale them by hand.
+    # (pixel - mean) / standard deviation, for each channel: so the model takes raw pixels.
     normalization = layers.Normalization()
     normalization.adapt(every_kth(x_train, 10_000_000))  # measures mean and standard deviation
     model.add(normalization)  # (32, 32, 3)
@@ -359,8 +348,7 @@ def augmentation_layers(image_shape):
         stop(f"--shift {SHIFT} is too much: the images have {height}x{width} pixels.")
     result = []
     if SHIFT > 0:
-        # Keras wants the farthest shift as a share of the height and the width.
-        # What becomes free at the border is filled with the mirrored edge.
+        # As a share of height and width; what becomes free is filled with the mirrored edge.
         result.append(layers.RandomTranslation(
             SHIFT / height, SHIFT / width, interpolation="nearest", name="shift"))
     if MIRROR:
@@ -391,8 +379,7 @@ def whitening_layer(images):
     # components). Its eigenvalues, `variances`, say how much each mixture varies.
     covariance = np.cov(patches, rowvar=False)  # (4 * channels, 4 * channels)
     variances, directions = np.linalg.eigh(covariance)
-    # Divided by its standard deviation, each mixture has a spread of 1. (The small number 5e-4 is
-    # there so that nothing is divided by 0.)
+    # Each mixture is divided by its standard deviation (5e-4: so that nothing is divided by 0).
     kernels = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
     # The numbers of a patch stand in the order row, column, channel, as a filter's weights do.
     kernels = kernels.reshape(2, 2, channels, 4 * channels)
@@ -407,10 +394,8 @@ def whitening_layer(images):
 def add_block(model, filters, name):
     """Add layers from maps (height, width, any) to maps (height // 2, width // 2, filters).
 
-    A convolution looks for one small pattern per filter, everywhere in the image; the pattern's map
-    says where it was found. Pooling keeps the largest of each 2x2 numbers. It comes right after the
-    first convolution, so that the second one works on a quarter of the places (Jordan, 2024): the
-    whole network does half of the multiplications.
+    Pooling comes right after the first convolution, so that the second one works on a quarter of
+    the places (Jordan, 2024): the whole network does half of the multiplications.
     Batch normalization subtracts from each map its mean over the batch (all places of all images of
     one training step), and divides by its spread, the standard deviation. Then a learned scale
     (gamma) and offset (beta) give it the size that the next layer needs. With numbers of a steady
@@ -470,8 +455,7 @@ def train(model, x_train, y_train, x_val, y_val, folder, epochs, highest_rate, w
     training = batches(x_train, y_train, num_classes, shuffled=True)
     validation = batches(x_val, y_val, num_classes)
     rate = learning_rate_schedule(len(epochs) * len(training), highest_rate)
-    # Label smoothing asks for a little less than certainty (Szegedy et al., 2016): -0.2 points?, so
-    # it is off.
+    # Label smoothing asks for less than certainty (Szegedy et al., 2016): -0.2 points?, so it is 0.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     # compile: with which optimizer and which loss the model is trained, and what is measured
     model.compile(make_optimizer(rate, weight_decay), loss, metrics=["accuracy"])
@@ -502,17 +486,14 @@ def learning_rate_schedule(steps, highest):
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
     untrained network, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0
     along half a cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017): +2.4
-    points. The curve is stretched over all epochs, so 5 are not the first 5 of 30. "constant": it
-    is the highest rate in all steps.
+    points. The curve is stretched over all epochs, so 5 are not the first 5 of 30.
     """
     if SCHEDULE == "constant":
         return highest
     warmup_steps = max(1, steps // 5)
     return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=highest / warmup_steps,
-        warmup_target=highest,
-        warmup_steps=warmup_steps,
-        decay_steps=max(1, steps - warmup_steps))
+        initial_learning_rate=highest / warmup_steps, warmup_target=highest,
+        warmup_steps=warmup_steps, decay_steps=max(1, steps - warmup_steps))
 
 
 def make_optimizer(learning_rate, weight_decay):
@@ -524,8 +505,7 @@ def make_optimizer(learning_rate, weight_decay):
     that sum leads to. Adam takes such a sum, too, and divides it by the usual size of each weight's
     last gradients: all weights move about as far, and its rate is another number than that of SGD.
     Weight decay makes the weights a little smaller in each step, so that only those that are needed
-    stay large: +1.1 points? (In older programs it was a part of the loss; here the weights shrink
-    directly: Loshchilov and Hutter, 2019.)
+    stay large: +1.1 points? (Directly, not as a part of the loss: Loshchilov and Hutter, 2019.)
     """
     optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
     if OPTIMIZER == "sgd":
@@ -539,10 +519,9 @@ def make_optimizer(learning_rate, weight_decay):
 def fit(model, training, validation, epochs, folder):
     """Train a compiled model; return its history, a table (pandas DataFrame), one row per epoch.
 
-    training, validation: batches. epochs: a range. Columns: epoch (from 0), accuracy, loss,
-    val_accuracy, val_loss, learning_rate, seconds. After each epoch the folder has the table (after
-    long ones, the curves), and RESUME goes on from there. The last epoch's weights are kept, not
-    the best one's: where a falling rate has come to rest, "best" is mostly luck.
+    training, validation: batches. epochs: a range. After each epoch the table is in the folder
+    (after long ones, the curves, too), and RESUME goes on from there. The last epoch's weights are
+    kept, not the best one's: where a falling rate has come to rest, "best" is mostly luck.
     """
     table = folder / "history.csv"
     ends = [time.perf_counter()]
@@ -551,9 +530,8 @@ def fit(model, training, validation, epochs, folder):
         ends.append(time.perf_counter())
         row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
                "seconds": round(ends[-1] - ends[-2], 2)}
-        earlier = pd.read_csv(table) if table.exists() else None
-        history = pd.concat([earlier, pd.DataFrame([row])])
-        history = history.drop_duplicates("epoch", keep="last", ignore_index=True)
+        earlier = pd.read_csv(table)[:epoch] if epoch > 0 else None  # the first epoch is 0
+        history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
         history.to_csv(table, index=False)
         if row["seconds"] > 10:  # drawing takes about one
             draw_curves(history, folder)  # chapter 6
@@ -561,14 +539,15 @@ def fit(model, training, validation, epochs, folder):
             print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
 
     place = folder / "resume" / f"from_epoch_{epochs.start}"
-    checkpoint = callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False)
-    # Keras calls the callbacks: ours after each epoch, one that keeps what RESUME needs (twice, and
-    # until the results are there), and one that ends the training when the loss is no number.
+    after_each_epoch = [
+        callbacks.LambdaCallback(on_epoch_end=after_epoch),
+        # Keeps what RESUME needs, twice, and until the results are there.
+        callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False),
+        callbacks.TerminateOnNaN()]  # ends the training when the loss is no number
     try:  # steps 1 to 5; the batches are shuffled already; verbose: 1 a moving bar, 2 lines
         model.fit(training, validation_data=validation, initial_epoch=epochs.start,
                   epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
-                  callbacks=[callbacks.LambdaCallback(on_epoch_end=after_epoch), checkpoint,
-                             callbacks.TerminateOnNaN()])
+                  callbacks=after_each_epoch)
     except KeyboardInterrupt:
         if not table.exists():
             stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
@@ -582,10 +561,10 @@ def fit(model, training, validation, epochs, folder):
 
 
 # %% 5. Test: the one look at the test images
-def predict(model, images):
+def predict(model, images, verbose=0):
     """Return the model's probabilities for images (number, height, width, channels), raw pixels."""
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(256 if MODEL == "cnn" else 32)
-    return model.predict(dataset, verbose=0)  # (number, num_classes) float32
+    return model.predict(dataset, verbose=verbose)  # (number, num_classes) float32
 
 
 def evaluate(model, x_val, y_val, x_test, y_test):
@@ -634,15 +613,13 @@ def report(results, probabilities, y_test, class_names, folder):
     options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
     scores = classification_report(y_test, predicted, digits=4, **options)
     print(f"\n{scores}")
-    legend = "\n".join(f"class {number}: {name}" for number, name in enumerate(class_names))
-    (folder / "classification_report.txt").write_text(f"{scores}\n{legend}\n", encoding="utf-8")
+    (folder / "classification_report.txt").write_text(scores, encoding="utf-8")
     results["classes"] = classification_report(y_test, predicted, output_dict=True, **options)
     counts = confusion_matrix(y_test, predicted, labels=range(len(class_names)))
     results["confusion_matrix"] = counts.tolist()
 
 
-# %% 6. Pictures: what came out, to look at
-# Each function draws a picture or two. Look at the pictures first: they say what they show.
+# %% 6. Pictures of what came out: look at them before you read on, they say what they show
 def draw_curves(history, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as `fit` returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -654,18 +631,17 @@ def draw_curves(history, folder):
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
     for axis, name in zip(axes, ["accuracy", "loss"]):
-        axis.plot(epochs, history[name], "o-", markersize=4, label="training images")
-        axis.plot(epochs, history["val_" + name], "s--", markersize=4, label="validation images")
+        axis.plot(epochs, history[name], "o-", label="training images")
+        axis.plot(epochs, history["val_" + name], "s--", label="validation images")
         axis.plot(epochs[best], history["val_" + name][best], "k*", markersize=14,
                   label=f"best validation accuracy: epoch {epochs[best]}")
         axis.legend()
-    axes[2].plot(epochs, history["learning_rate"], "D-", color="C2", markersize=4)
-    axes[0].set_title("Accuracy: share of right answers (high is good)", fontsize=11)
-    axes[1].set_title("Loss: what the training makes small", fontsize=11)
-    axes[2].set_title("Learning rate: size of a step, at the end of the epoch", fontsize=11)
-    for axis in axes:
-        axis.set_xlabel("epoch (one pass over the training images)")
-        axis.set_xlim(0.5, len(epochs) + 0.5)
+    axes[2].plot(epochs, history["learning_rate"], "D-", color="C2")
+    titles = ["Accuracy: share of right answers", "Loss: what the training makes small",
+              "Learning rate: size of a step, at the end of the epoch"]
+    for axis, title in zip(axes, titles):
+        axis.set_title(title, fontsize=11)
+        axis.set(xlabel="epoch (one pass over the training images)", xlim=(0.5, len(epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.savefig(folder / "accuracy_loss_curves.png", dpi=120)
 
@@ -675,57 +651,49 @@ def draw_confusion_matrix(counts, names, folder):
     counts = np.array(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
     mistakes = counts - np.diag(counts.diagonal())
-    worst = "No mistake"
-    if mistakes.any():
-        true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-        worst = (f"Commonest mistake: {names[true]} taken for {names[predicted]}, "
-                 f"{mistakes.max()} of {counts[true].sum():,} times").replace("\n", " ")
+    true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
+    worst = (f"Commonest mistake: {names[true]} taken for {names[predicted]}, {mistakes.max()} of "
+             f"{counts[true].sum():,} times").replace("\n", " ")
     side = np.clip(3 + 0.6 * len(names), 6.5, 22)  # inches
-    few = len(names) <= 30  # there is room for numbers in the cells
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
-    sns.heatmap(shares, mask=counts == 0, annot=counts if few else None, fmt="d", ax=axis, vmin=0,
-                vmax=1, cmap="Blues", linecolor="lightgrey", linewidths=0.5 if few else 0,
-                xticklabels=names, yticklabels=names,
+    sns.heatmap(shares, mask=counts == 0, fmt="d", vmin=0, vmax=1, cmap="Blues", linewidths=0.5,
+                linecolor="lightgrey", xticklabels=names, yticklabels=names,
+                annot=counts if len(names) <= 30 else None,  # of more, numbers have no room
                 cbar_kws={"label": "share of the true class (of its row)", "format": "{x:.0%}"})
     axis.grid(visible=False)
-    axis.tick_params("both", labelsize=np.clip(1000 / len(names), 4, 11))
+    axis.tick_params(labelsize=np.clip(1000 / len(names), 4, 11))
     axis.tick_params("y", rotation=0)
     if max(len(name) for name in names) > 3:
         plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     axis.set(xlabel="predicted class (what the network says)", ylabel="true class (what it is)")
     axis.set_title(f"{data_title()}: which class is taken for which?\nOn the diagonal: the right "
                    f"answers, {np.trace(counts) / counts.sum():.2%} of {counts.sum():,} test images"
-                   f"\n{worst}")
+                   f"\n{worst if mistakes.any() else 'No mistake'}")
     figure.savefig(folder / "confusion_matrix.png", dpi=120)
 
 
 def draw_predictions(x, y, probabilities, names, folder):
     """Draw 30 test images with the answers, and the wrong answers of which the network was surest.
 
-    x: (number, height, width, channels) uint8. y: (number,) int. probabilities: (number, classes)
-    float. Some labels of the wrong answers may be wrong themselves.
+    x: (number, height, width, channels) uint8. y: (number,) int. probabilities: (number, classes).
     """
     chosen = choose_samples(y, probabilities)
-    headline = "test images, the last of them mistakes"
-    draw_answers(x[chosen], y[chosen], probabilities[chosen], names, headline,
-                 folder / "sample_predictions.png")
+    draw_answers(x[chosen], y[chosen], probabilities[chosen], names,
+                 "test images, the last of them mistakes", folder / "sample_predictions.png")
 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     surest = wrong[np.argsort(-probabilities[wrong].max(axis=1))[:30]]  # argsort: smallest first
-    headline = (f"{len(wrong):,} answers to {len(y):,} test images are wrong; here are the "
-                f"{len(surest)} surest. Is it always the network that is wrong?")
-    draw_answers(x[surest], y[surest], probabilities[surest], names, headline,
-                 folder / "confident_mistakes.png")
+    draw_answers(x[surest], y[surest], probabilities[surest], names,
+                 f"{len(wrong):,} answers to {len(y):,} test images are wrong, the surest first. "
+                 "Is it always the network that is wrong?", folder / "confident_mistakes.png")
 
 
 def choose_samples(labels, probabilities):
     """Return the indices of 30 test images to show, up to 10 mistakes at the end."""
-    is_wrong = probabilities.argmax(axis=1) != labels
-    right = np.flatnonzero(~is_wrong)
-    wrong = np.flatnonzero(is_wrong)
-    some_wrong = wrong[spread_over_classes(labels[wrong], 10)]
-    some_right = right[spread_over_classes(labels[right], 30 - len(some_wrong))]
-    return np.concatenate([some_right, some_wrong])
+    order = spread_over_classes(labels, len(labels))  # all of them, so that each class is shown
+    is_right = probabilities.argmax(axis=1)[order] == labels[order]
+    wrong = order[~is_right][:10]
+    return np.concatenate([order[is_right][:30 - len(wrong)], wrong])
 
 
 def draw_answers(images, labels, probabilities, names, headline, path, heats=()):
@@ -745,7 +713,7 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
         axis.spines[:].set(color="C0" if is_right else "C3", linewidth=2 if is_right else 5)
     for axis, heat in zip(axes, heats):
         opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # without a fall: clear
-        axis.imshow(np.zeros(heat.shape), cmap=ListedColormap(["gold"]), alpha=opacity)
+        axis.imshow(np.full((*heat.shape, 3), (255, 215, 0)), alpha=opacity)  # yellow
     figure.savefig(path, dpi=120)
 
 
@@ -766,27 +734,24 @@ def occlusion_map(model, image, class_index):
     """Return how far the probability of a class falls when a square covers each part of an image.
 
     Where it falls deep, there the network looks (occlusion, covering: Zeiler and Fergus, 2014).
-    image: (height, width, channels) uint8. Returns (height, width) float: 0.3 where the probability
-    falls from 0.9 to 0.6, below 0 where it rises.
+    image: (height, width, channels) uint8. Returns (height, width) float, below 0 where it rises.
     """
     height, width, _ = image.shape
     square = max(2, min(height, width) // 4)
     stride = square // 2
-    places = []  # where the square lies; it may stick out, so that the borders are covered as well
+    masks = [np.zeros((height, width), bool)]  # True: covered; in the first mask, nothing is
+    # The square may stick out, so that the borders are covered as well.
     for top in range(stride - square, height, stride):  # square 8, stride 4: -4, 0, 4, 8 ...
         for left in range(stride - square, width, stride):
-            places.append((slice(max(top, 0), top + square), slice(max(left, 0), left + square)))
-    images = np.repeat(image[np.newaxis], 1 + len(places), axis=0)  # image 0 stays whole
-    for covered, place in zip(images[1:], places):
-        covered[place] = image.mean(axis=(0, 1))  # the mean colour
-    probabilities = predict(model, images)  # (1 + number of places, number of classes)
-    falls = probabilities[0, class_index] - probabilities[1:, class_index]
-    total = np.zeros((height, width))
-    times = np.zeros((height, width))
-    for place, fall in zip(places, falls):
-        total[place] += fall
-        times[place] += 1
-    return total / times  # for each pixel the mean of all squares that have covered it
+            mask = np.zeros((height, width), bool)
+            mask[max(top, 0):top + square, max(left, 0):left + square] = True
+            masks.append(mask)
+    mean_colour = image.mean(axis=(0, 1)).astype("uint8")
+    images = np.where(np.expand_dims(masks, 3), mean_colour, image)  # (masks, height, ...)
+    probabilities = predict(model, images)[:, class_index]  # (masks,)
+    falls = probabilities[0] - probabilities
+    # For each pixel the mean of all squares that have covered it (tensordot adds up fall x mask).
+    return np.tensordot(falls, masks, axes=1) / np.sum(masks, axis=0)
 
 
 def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
@@ -796,13 +761,9 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
     can look for what they answer to (Zeiler and Fergus, 2014). Shapes as in draw_predictions.
     """
     blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
-    if not blocks:
-        print(f"No learned_features.png: {MODEL} has no blocks of its own.")
-        return
     is_right = probabilities.argmax(axis=1) == y_test
     surest = np.argmax(probabilities.max(axis=1) * is_right)  # of the right answers
-    image = x_test[surest]
-    some = x_test[spread_over_classes(y_test, 2000)]
+    images = x_test[[surest, *spread_over_classes(y_test, 500)]]
     figure = plt.figure(figsize=(12, 2 + 4.7 * len(blocks)), layout="constrained")
     figure.suptitle(f"{data_title()}: what the layers look for, from first to last")
     top, *parts = figure.subfigures(1 + len(blocks), 1, height_ratios=[1.5] + [4.7] * len(blocks))
@@ -814,59 +775,42 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
     top.suptitle(f"A test image of {names[y_test[surest]]}, and filters of the layer {first.name}, "
                  "as the patterns to which they answer most (middle grey: weight 0)", fontsize=11)
     texts = ["image"] + [f"filter {number}" for number in range(len(patterns))]
-    draw_grid(top, [image, *patterns], texts, columns=13)
+    draw_grid(top, [images[0], *patterns], texts, columns=13)
 
     for part, block in zip(parts, blocks):
-        draw_block(part, model, block, image, some)
+        up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
+        maps = up_to_block.predict(images, verbose=0)  # (number, rows, columns, filters)
+        filters = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # of image 0, the six strongest answers
+        # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: about five times
+        # the side of what one place of its map stands for.
+        side = min(5 * images.shape[1] // maps.shape[1], *images.shape[1:3])
+        tiles = [255 * maps[0, ..., number] / maps[0].max().clip(1e-9) for number in filters]
+        tiles += [strongest_parts(maps[1:, ..., number], images[1:], side) for number in filters]
+        texts = [f"filter {number}" for number in filters] + ["it answers most to"] * len(filters)
+        part.suptitle(f"{block.name}: filters that answer most to the image at the top. Above: "
+                      "their maps of it (bright: strong answer).\nBelow: the nine parts of test "
+                      f"images, about {side} x {side} pixels, to which each answers most.",
+                      fontsize=11)
+        draw_grid(part, tiles, texts, columns=len(filters))
     figure.savefig(folder / "learned_features.png", dpi=120)
 
 
-def draw_block(figure, model, block, image, some):
-    """Draw the maps of six filters of an image, and below each what excites the filter most.
-
-    block: its last layer. some: images (number, height, width, channels) uint8.
-    """
-    up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
-    [maps] = up_to_block.predict(image[np.newaxis], verbose=0)  # of one image (rows, ..., filters)
-    filters = np.argsort(-np.max(maps, axis=(0, 1)))[:6]  # the six with the strongest answers
-    six_filters = keras.Model(model.inputs[0], keras.ops.take(block.output, filters, axis=3))
-    maps_of_some = six_filters.predict(some, batch_size=100, verbose=0)  # (number, rows, ..., 6)
-    # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: about five times the
-    # side of what one place of its map stands for.
-    side = min(5 * image.shape[0] // maps.shape[0], *image.shape[:2])
-    images = []
-    texts = []
-    for number in filters:
-        images.append((255 * maps[..., number] / max(maps.max(), 1e-9)).astype("uint8"))
-        texts.append(f"filter {number}")
-    for k in range(len(filters)):
-        images.append(strongest_parts(maps_of_some[..., k], some, side))
-        texts.append("it answers most to")
-    figure.suptitle(
-        f"{block.name}: the {len(filters)} filters that answer most to the image at the top. "
-        "Above: the filter's map of it (bright: strong answer).\nBelow: the nine parts of test "
-        f"images to which it answers most. One answer sees about {side} x {side} pixels.",
-        fontsize=11)
-    draw_grid(figure, images, texts, columns=len(filters))
-
-
 def strongest_parts(maps, images, side):
-    """Return the parts of nine images at which a filter's answer is strongest, as one image.
+    """Return the parts (side x side pixels) of nine images to which a filter answers most, as one.
 
     maps: (number, rows, columns) of the filter. images: (number, height, width, channels) uint8.
-    side: of a part, in pixels.
     """
-    height, width = images.shape[1:3]
-    tiles = []
-    for i in np.argsort(-maps.max(axis=(1, 2)))[:9]:
-        row, column = np.unravel_index(maps[i].argmax(), maps[i].shape)
-        # The middle of the part, moved so that the part lies inside the image.
-        top = np.clip(round((row + 0.5) * height / maps.shape[1] - side / 2), 0, height - side)
-        left = np.clip(round((column + 0.5) * width / maps.shape[2] - side / 2), 0, width - side)
-        tiles.append(images[i, top:top + side, left:left + side])
+    size = np.array(images.shape[1:3])
+    strongest = np.argsort(-maps.max(axis=(1, 2)))
+    parts = []
+    for i in np.resize(strongest, 9):  # the first nine; if there are fewer, some come again
+        place = np.unravel_index(maps[i].argmax(), maps[i].shape)  # row and column in the map
+        middle = (np.array(place) + 0.5) * size / maps[i].shape  # in pixels
+        top, left = np.clip(middle - side / 2, 0, size - side).astype(int)  # inside the image
+        parts.append(images[i, top:top + side, left:left + side])
     gap = max(1, side // 12)
-    tiles = np.pad(tiles, ((0, 9 - len(tiles)), (0, gap), (0, gap), (0, 0)), constant_values=128)
-    rows_of_three = [np.hstack(tiles[start:start + 3]) for start in (0, 3, 6)]
+    parts = np.pad(parts, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=128)
+    rows_of_three = [np.hstack(parts[start:start + 3]) for start in (0, 3, 6)]
     return np.vstack(rows_of_three)
 
 
@@ -919,14 +863,13 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     features, head = model.layers
     # The frozen part gives a picture the same numbers (features) in every epoch, so each picture
     # goes through it only once. Then the head is trained alone; it stays a part of the model.
-    f_train = compute_features(features, x_train)  # (number, 1280)
-    f_val = compute_features(features, x_val)
-    labels = y_train
-    if MIRROR:
-        mirrored = compute_features(features, x_train[:, :, ::-1])  # left and right swapped
-        f_train = np.concatenate([f_train, mirrored])
-        labels = np.concatenate([y_train, y_train])
-    history = train(head, f_train, labels, f_val, y_val, folder,
+    views = [x_train, x_train[:, :, ::-1]] if MIRROR else [x_train]  # left and right swapped
+    print(f"{MODEL} looks at all pictures:")
+    progress = 1 if sys.stdout.isatty() else 2  # a moving bar, or a line; float16: half the memory
+    f_train = [predict(features, view, progress).astype("float16") for view in views]
+    f_val = predict(features, x_val, progress).astype("float16")  # (number, 1280)
+    labels = np.tile(y_train, len(views))  # the labels, once for each view
+    history = train(head, np.concatenate(f_train), labels, f_val, y_val, folder,
                     range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
     if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
         # The last third of the base's layers learns, but not batch normalization: its scales and
@@ -943,18 +886,11 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     return history
 
 
-def compute_features(features, images):
-    """Return the features of images, (number, 1280) float16, which takes half the memory."""
-    print(f"{MODEL} looks at {len(images)} pictures:")
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(32)
-    return features.predict(dataset, verbose=1 if sys.stdout.isatty() else 2).astype("float16")
-
-
 # %% 8. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read in the same
 # way: a network that is asked in another form than it has learned gives wrong answers.
 PARTS = ["train", "val", "test"]
-SYSTEM_FILES = ["__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"]  # left out without a word
+SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
 
@@ -1007,20 +943,16 @@ def read_npz(path):
         held = np.load(path)  # takes no pickles, which could run any program of their author
         for part in [part for part in PARTS if f"x_{part}" in held or part == "train"]:
             x = held[f"x_{part}"]
-            y = held[f"y_{part}"].ravel()
-            if y.dtype.kind == "f" and np.all(y == np.round(y)):
-                y = y.astype(int)
-            is_image = x.ndim == 3 or x.shape[3:] in [(1,), (3,)]
-            if not is_image or y.dtype.kind not in "iuU" or len(x) != len(y):
-                raise ValueError(f"x_{part} is {x.dtype} {x.shape}, y_{part} {y.dtype} {y.shape}")
-            # If the largest value is small, the values were divided: to 0 to 1, say.
-            if not (x.min() >= 0 and 64 <= x.max() <= 255 and np.all(x == np.round(x))):
-                raise ValueError(f"x_{part} has values from {x.min()} to {x.max()}")
             images = x.reshape(*x.shape[:3], -1).astype("uint8")
+            labels = held[f"y_{part}"].ravel().astype(str)
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
-            parts[part] = (images, y.astype(str), names)
-        if len({images.shape[1:] for images, _, _ in parts.values()}) > 1:
-            raise ValueError("images of several sizes")
+            parts[part] = (images, labels, names)
+            # As uint8, all but whole numbers from 0 to 255 become others. Below 64: divided before.
+            fits = (images.shape[3:] in [(1,), (3,)] and len(labels) == len(x)
+                    and images.shape[1:] == parts["train"][0].shape[1:]
+                    and images.max() >= 64 and np.array_equal(images.reshape(x.shape), x))
+            if not fits:
+                raise ValueError(f"x_{part} is {x.dtype} {x.shape}, {x.min()} to {x.max()}")
     except Exception as error:  # broken files raise many kinds
         stop(f"--dataset {path} holds something else ({error}). It takes x_train and y_train, "
              "perhaps x_val, y_val, x_test, y_test. x: whole numbers from 0 to 255, (number, height"
@@ -1041,40 +973,32 @@ def read_folder(folder):
         groups.setdefault(path.parent.parent, []).append(path)
     found = []  # pairs: part, its folder
     for around in groups:
-        names = around.relative_to(folder).parts if folder in around.parents else ()
-        for part in PARTS:
-            if names and all(part in name.lower() for name in names):
-                found.append((part, around))
+        if folder in around.parents:
+            found += [(part, around) for part in PARTS if part in around.name.lower()]
     folders = dict(found or [("train", folder)])
     if "train" not in folders or len(set(folders.values())) < len(found):
         stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
              f"one val and one test, of these: {first_few([around for _, around in found])}.")
-    left_out = []
-    for around, paths in groups.items():
-        left_out += paths if around not in folders.values() else []
-    if left_out:
-        warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
     parts = {}
     for part, around in folders.items():
-        images, paths = read_pictures(groups.get(around, []), (IMAGE_SIZE, IMAGE_SIZE, 3))
+        images, paths = read_pictures(groups.pop(around, []), (IMAGE_SIZE, IMAGE_SIZE, 3))
         if not paths:
             stop(f"there are no pictures in folders of {around}: make one for each class.")
         print(f"{len(paths)} pictures for {part} in {around}")
         labels = np.array([readable(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
         parts[part] = (images, labels, names)
+    left_out = sum(groups.values(), [])
+    if left_out:
+        warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
     return parts
 
 
 def files_in(folder):
-    """Return the files in a folder and its sub-folders, sorted, without those of the system."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        names = path.relative_to(folder).parts
-        is_hidden = any(name.startswith(".") or name in SYSTEM_FILES for name in names)
-        if path.is_file() and not is_hidden:
-            files.append(path)
-    return files
+    """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
+    names = sorted(glob.glob("**", root_dir=folder, recursive=True))
+    paths = [folder / name for name in names if SYSTEM_FILES.isdisjoint(pathlib.Path(name).parts)]
+    return [path for path in paths if path.is_file()]
 
 
 def warn_of_copies(training, validation, test):
@@ -1084,21 +1008,19 @@ def warn_of_copies(training, validation, test):
     distance is 1 less their correlation. The limit was found by trying: copies are below it, other
     images of MNIST and CIFAR-10 hardly ever.
     """
-    shades = []
-    for images, _, _ in (training, validation, test):
-        small = small_and_flat(images)
-        # Rounded, an image of one shade is all 0, and has no copies.
-        shades.append(np.round(small - small.mean(axis=1, keepdims=True), 3))
-    known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[0])
-    pairs = []
-    for (_, _, names), some in [(validation, shades[1]), (test, shades[2])]:
-        distances, twins = known.kneighbors(some)
-        for i in np.flatnonzero(distances < 0.00125):
-            pairs.append(f"{names[i]} = {training[2][twins[i, 0]]}")
+    names = np.concatenate([training[2], validation[2], test[2]])
+    small = np.concatenate([small_and_flat(part[0]) for part in (training, validation, test)])
+    # Rounded, an image of one shade is all 0, and has no copies.
+    shades = np.round(small - small.mean(axis=1, keepdims=True), 3)
+    number = len(training[1])  # the first ones
+    known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[:number])
+    distances, twins = known.kneighbors(shades[number:])  # both (number of other images, 1)
+    copies = np.flatnonzero(distances < 0.00125)
+    pairs = [f"{names[number + i]} = {names[twins[i, 0]]}" for i in copies]
     if pairs:
-        warn(f"{len(pairs)} of {len(validation[1]) + len(test[1])} validation and test images are "
-             f"training images as well, so the accuracy is too high: {first_few(pairs)}. Keep one "
-             "of each. If their classes differ: which is right?")
+        warn(f"{len(pairs)} of {len(twins)} validation and test images are training images as "
+             f"well, so the accuracy is too high: {first_few(pairs)}. Keep one of each. If their "
+             "classes differ: which is right?")
 
 
 def read_pictures(paths, image_shape, about=None):
@@ -1111,7 +1033,7 @@ def read_pictures(paths, image_shape, about=None):
     remarks = {}  # what is to be said, once: the pictures of which it is true
     bar = keras.utils.Progbar(len(paths), verbose=1 if len(paths) > 500 else 0, unit_name="picture")
     with ThreadPoolExecutor() as pool:  # threads do, as Pillow works outside of Python's lock
-        results = pool.map(read_picture, paths, repeat(image_shape), repeat(about))
+        results = pool.map(read_picture, paths, [image_shape] * len(paths), [about] * len(paths))
         for path, (image, remark) in zip(paths, results):
             if image is not None:
                 images[len(paths_read)] = image
@@ -1183,14 +1105,11 @@ def prepare_drawing(picture, image_shape, about):
     height, width, _ = image_shape
     picture.thumbnail((500, 500))
     grey = np.asarray(picture, float)
-    # What differs from the paper is ink. The paper is as bright as the border; or, where the light
-    # falls off, as most of the neighbourhood: of 16x16 parts, the median of the 11x11 around.
-    sides = [np.median(side) for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
-    paper = np.full(grey.shape, np.median(sides))
-    if np.ptp(sides) > 30:
-        parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
-        parts = Image.fromarray(ndimage.median_filter(parts, 11, mode="nearest"))
-        paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
+    # What differs from the paper is ink. The paper is as bright as most of the neighbourhood, as
+    # the light may fall off: of 16x16 parts, the median of the 15x15 around.
+    parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
+    parts = Image.fromarray(ndimage.median_filter(parts, 15, mode="nearest"))
+    paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
     if -ink.min() > ink.max():
         ink = -ink  # dark on light
@@ -1273,43 +1192,37 @@ def network_steps(model):
 
     A step: its kind, its shape, and its weights as text, 32 bits each (base64).
     """
-    without_effect = (layers.RandomTranslation, layers.RandomFlip, layers.Dropout, layers.Flatten)
     steps = []
     maps = model.input_shape[1:]  # (height, width, channels) before the layer in hand
 
     def add(kind, shape=(), weights=(), **more):
         if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
-            raise ValueError(f"it does not compute {kind} ({layer.name})")
+            raise ValueError(f"it does not compute {kind} ({type(layer).__name__})")
         text = base64.b64encode(np.asarray(weights, "<f4").tobytes()).decode("ascii")
-        sizes = [int(size) for size in shape]
-        steps.append({"kind": kind, "shape": sizes, "weights": text, **more})
+        steps.append({"kind": kind, "shape": list(shape), "weights": text, **more})
 
     for layer in model.layers:
+        kind = type(layer).__name__
         channels = layer.output.shape[-1]
-        if isinstance(layer, without_effect):
-            continue
-        elif isinstance(layer, (layers.Normalization, layers.BatchNormalization)):
+        if kind in ("Normalization", "BatchNormalization"):
             # Both compute input * scale + offset: two answers tell the two numbers.
             offset = layer(np.zeros((1, 1, 1, channels)))
             scale = (layer(np.full((1, 1, 1, channels), 1000.0)) - offset) / 1000
             add("scale", [channels], [scale, offset])
-        elif isinstance(layer, layers.MaxPooling2D) and layer.strides == layer.pool_size:
+        elif kind == "MaxPooling2D" and layer.strides == layer.pool_size:
             add("pooling", layer.pool_size)
-        elif isinstance(layer, layers.ReLU):
-            add("relu")
-        elif isinstance(layer, layers.Dense) or (
-                isinstance(layer, layers.Conv2D) and layer.strides == (1, 1)):
-            kernel = np.asarray(layer.kernel)
-            if isinstance(layer, layers.Dense):  # a filter as large as the maps before it
-                kernel = kernel.reshape(*maps, channels)
+        elif kind in ("Conv2D", "Dense") and getattr(layer, "strides", (1, 1)) == (1, 1):
+            # A dense layer is a convolution with filters as large as the maps before it.
+            shape = layer.kernel.shape if kind == "Conv2D" else (*maps, channels)
             bias = layer.bias if layer.use_bias else np.zeros(channels)
-            add("convolution", kernel.shape, np.concatenate([np.ravel(kernel), bias]),
+            add("convolution", shape, np.concatenate([np.ravel(layer.kernel), bias]),
                 same=getattr(layer, "padding", "valid") == "same")
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
-        else:
-            add(type(layer).__name__)  # an unknown one
-        maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind Flatten: (1, 1, channels)
+        elif kind not in ("RandomTranslation", "RandomFlip", "Dropout", "Flatten"):
+            add(kind.lower())  # ReLU
+        if kind != "Flatten":
+            maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind a dense layer: (1, 1, channels)
     return steps
 
 
@@ -1379,11 +1292,6 @@ RULES = {
 KINDS = {range: int, pd.Interval: float, list: str}  # the type of a value by that of its rule
 LISTS = ["FILTERS", "PREDICT"]  # these hold several values
 WITHOUT_EFFECT = ["OUTPUT_DIR", "RESUME", "PREDICT"]  # on what is learned
-# What a run leaves in its folder. history.csv is moved last: --resume needs it.
-FILES = ["training_images.png", "accuracy_loss_curves.png", "confusion_matrix.png",
-         "sample_predictions.png", "confident_mistakes.png", "where_it_looks.png",
-         "learned_features.png", "predictions.png", "try_it.html", "model.keras", "model.tflite",
-         "model.json", "labels.txt", "metrics.json", "classification_report.txt", "history.csv"]
 VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
 # Fonts for letters that DejaVu Sans lacks; those that are installed are used.
 FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "SimHei",
@@ -1558,17 +1466,15 @@ def remove_if_untrained(folder):
 
 
 def publish_results(settings, results, history, folder):
-    """Write metrics.json and move all files to their place. Files of the user's stay there."""
+    """Write metrics.json and bring all files to their place. Files of the user's stay there."""
     results["epochs_trained"] = len(history)
     results["training_seconds"] = round(float(history["seconds"].sum()), 1)
     metrics = {**results, "settings": settings, "versions": VERSIONS}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
     place = results_folder()
-    place.mkdir(exist_ok=True)
-    for name in FILES:
+    for name in ["predictions.png", "learned_features.png", "try_it.html", "model.tflite"]:  # old
         (place / name).unlink(missing_ok=True)
-        if (folder / name).exists():
-            (folder / name).replace(place / name)
+    shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("resume"))
     shutil.rmtree(folder, ignore_errors=True)
     print(f"In {place.resolve()}: {', '.join(sorted(path.name for path in place.iterdir()))}")
 
@@ -1576,46 +1482,40 @@ def publish_results(settings, results, history, folder):
 def record_experiment(settings, results):
     """Add a row to experiments.csv; print the last runs on the same data, and the best of all."""
     path = pathlib.Path(OUTPUT_DIR, "experiments.csv")
-    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S")}
-    for name, value in {**settings, **results}.items():
-        if name not in (*WITHOUT_EFFECT, "classes", "confusion_matrix"):
-            row[name] = str(value)
-    rows = pd.DataFrame([row])
+    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S"), **settings, **results}
+    for name in [*WITHOUT_EFFECT, "classes", "confusion_matrix"]:
+        row.pop(name, None)
+    rows = pd.DataFrame([row]).astype(str)
     try:
         if path.exists():
             earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
             rows = pd.concat([earlier, rows], ignore_index=True)
         same_data = rows[rows["DATA"] == row["DATA"]]
-        best = same_data["validation_accuracy"].astype(float).idxmax()
+        accuracies = same_data["validation_accuracy"].astype(float)
     except ValueError as error:
         stop(f"{path} can't be read ({error}): move it away. The results are in their place.")
     rows.to_csv(path.with_suffix(".new"), index=False)
     path.with_suffix(".new").replace(path)  # one move: the table is never half written
 
-    shown = same_data.loc[sorted({best, *same_data.index[-3:]})]
+    shown = same_data.loc[sorted({accuracies.idxmax(), *same_data.index[-3:]})]
     changed = [name for name in [*RULES, "epochs_trained"]
                if name in shown and shown[name].nunique() > 1]
-    lines = []
-    for _, run in shown.iterrows():
-        lines.append({"TIME": run["TIME"], **run[changed], **compare(run, row)})
-    print(f"Runs on these images: {len(same_data)}. The last ones (below: this run), the best, and "
-          "the settings in which they differ (luck: with the choice of the validation images; "
-          f"another --seed is luck, too):\n{pd.DataFrame(lines).to_string(index=False)}")
-
-
-def compare(run, this_run):
-    """Return the validation accuracy of a run, and whether its distance to this run may be luck."""
-    number = int(run["validation_images"])
-    right = round(float(run["validation_accuracy"]) * number)
-    right_now = round(float(this_run["validation_accuracy"]) * number)
-    low, high = interval_of(right, number)
-    # Fisher's exact test (1935): how often chance alone makes a difference as large as this one.
-    counts = [[right, number - right], [right_now, number - right_now]]
-    verdict = "none" if right == right_now else "more than luck"
-    if right != right_now and stats.fisher_exact(counts).pvalue >= 0.05:
-        verdict = "may be luck"
-    return {"validation": f"{right / number:.1%}", "95 % interval": f"{low:.1%} to {high:.1%}",
-            "difference from this run": verdict}
+    table = shown[["TIME", *changed]].copy()
+    number = row["validation_images"]
+    right_now = round(row["validation_accuracy"] * number)
+    for i in shown.index:
+        right = round(accuracies[i] * number)
+        low, high = interval_of(right, number)
+        # Fisher's exact test (1935): how often chance alone makes a difference as large as this.
+        counts = [[right, number - right], [right_now, number - right_now]]
+        is_luck = stats.fisher_exact(counts).pvalue >= 0.05
+        table.loc[i, "validation"] = f"{accuracies[i]:.1%}"
+        table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
+        table.loc[i, "difference"] = "may be luck" if is_luck else "more than luck"
+    table.loc[i, "difference"] = "this run"
+    print(f"Runs on these images: {len(same_data)}. The last ones, the best, and in what they differ "
+          "(luck: with the choice of the validation images; another --seed is luck, too):\n"
+          f"{table.to_string(index=False)}")
 
 
 # %% References: the papers that are named as (author, year)

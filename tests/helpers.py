@@ -14,6 +14,10 @@ from PIL import Image
 import image_recognition_cnn as script
 
 SCRIPT = pathlib.Path(script.__file__).resolve()
+FILES = {"training_images.png", "accuracy_loss_curves.png", "confusion_matrix.png",
+         "sample_predictions.png", "confident_mistakes.png", "where_it_looks.png",
+         "learned_features.png", "try_it.html", "model.keras", "model.tflite", "model.json",
+         "labels.txt", "metrics.json", "classification_report.txt", "history.csv"}
 
 
 def process(folder, *flags, **more):
@@ -47,7 +51,7 @@ def assert_drawn(path):
 def assert_complete(folder, epochs, without=()):
     """All the files of a run are there, and they agree with one another; return its metrics."""
     found = {path.name for path in folder.iterdir()}
-    assert found == set(script.FILES) - {"predictions.png", *without}
+    assert found == FILES - set(without)
     assert not list(folder.parent.glob("*.unfinished*"))
     for path in folder.glob("*.png"):
         assert_drawn(path)

@@ -173,11 +173,11 @@ def test_each_run_is_a_row_and_is_compared_with_the_last_and_the_best(settings, 
     table.parent.mkdir()
     table.write_text("a;b\n1;2\n")  # of another program
     head, only = record(capsys, found, 0.95)
-    assert head == ["TIME"] and only == ["95.0%", "93.5%", "to", "96.2%", "none"]
+    assert head == ["TIME"] and only == ["95.0%", "93.5%", "to", "96.2%", "this", "run"]
     head, first, second = record(capsys, found, 0.94, SEED=1)
     assert head == ["TIME", "SEED"] and first[:2] == ["0", "95.0%"]
     assert first[-3:] == ["may", "be", "luck"]
-    assert second[:2] == ["1", "94.0%"] and second[-1] == "none"
+    assert second[:2] == ["1", "94.0%"] and second[-2:] == ["this", "run"]
     for _ in range(3):
         head, best, *_, last = record(capsys, found, 0.92, DROPOUT=0.5, SEED=1)
     assert head == ["TIME", "DROPOUT", "SEED"] and last[:3] == ["0.5", "1", "92.0%"]
