@@ -1513,7 +1513,7 @@ def record_experiment(settings, results):
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
         table.loc[i, "difference"] = "may be luck" if is_luck else "more than luck"
     table.loc[i, "difference"] = "this run"
-    print(f"Runs on these images: {len(same_data)}. The last ones, the best, and in what they differ "
+    print(f"Runs on these images: {len(same_data)}. The last ones, the best, and their differences "
           "(luck: with the choice of the validation images; another --seed is luck, too):\n"
           f"{table.to_string(index=False)}")
 
