@@ -1428,7 +1428,7 @@ def from_keras(load, place, **options):
 def results_folder():
     """Return the folder of the data set's results; stop if it holds those of another data set."""
     folder = pathlib.Path(OUTPUT_DIR, data_title())
-    if (folder / "model.json").exists():
+    with contextlib.suppress(OSError, ValueError):  # no earlier run
         owner = json.loads((folder / "model.json").read_text(encoding="utf-8"))["dataset"]
         if owner != full_name():
             stop(f"{folder} belongs to another data set, {owner}: name that one, or another folder "
@@ -1530,389 +1530,257 @@ def record_experiment(settings, results):
 
 
 # %% The page of chapter 9: first the network as plain loops, then pictures, then the answer
-PAGE = r"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<!-- This page may load nothing from anywhere: all that it needs stands in this file. -->
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline';
-  style-src 'unsafe-inline'; img-src data: blob:; media-src blob: mediastream:">
-<link rel="icon" href="data:,">
-<title>Try it</title>
+PAGE = r"""<!doctype html><html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-  :root { color-scheme: light dark; --paper: light-dark(#f6f4ef, #121219);
-    --card: light-dark(#fff, #1c1c26); --ink: light-dark(#1d1c24, #eeecf4);
-    --quiet: light-dark(#5d5a68, #aaa7ba); --line: light-dark(#dedad0, #3b3a49);
-    --accent: light-dark(#4a3fd1, #b0a8ff); }
   * { box-sizing: border-box; margin: 0; }
-  body { padding: .75rem; background: var(--paper); color: var(--ink);
-    font: 1rem/1.4 system-ui, sans-serif; overflow-wrap: anywhere; }
-  main { max-width: 56rem; margin: auto; }
-  main, #two { display: grid; gap: .75rem; }
-  h1 { font-size: 1.4rem; }
-  .quiet, figcaption { color: var(--quiet); font-size: .875rem; }
-  .card { padding: .75rem; border: 1px solid var(--line); border-radius: 1.25rem;
-    background: var(--card); min-width: 0; }
-  #pad { display: block; width: 100%; max-width: min(100%, 44vh); aspect-ratio: 1; margin: auto;
-    object-fit: contain; border-radius: 1rem; background: #0d0d12; touch-action: none; }
-  .tools { display: flex; flex-wrap: wrap; gap: .5rem; margin: .75rem 0; }
-  button, .button { padding: .55rem 1.1rem; border: 1px solid var(--line); border-radius: 99rem;
-    background: var(--card); color: var(--ink); font: inherit; font-weight: 600; cursor: pointer; }
-  :focus-visible, .button:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
-  .button input, #spoken { position: absolute; width: 1px; height: 1px; opacity: 0; }
-  #verdict { display: flex; justify-content: space-between; gap: 1rem; }
-  #answer { font-size: 1.8rem; font-weight: 700; line-height: 1.2; color: var(--accent); }
-  #bars { margin-top: .5rem; padding: 0; list-style: none; max-height: 15rem; overflow: auto; }
-  #bars li { display: grid; grid-template-columns: 1fr 1fr 4.2rem; gap: .6rem;
-    align-items: center; }
+  html { --accent: light-dark(#4a3fd1, #b0a8ff); color-scheme: light dark; padding: .75rem;
+    background: light-dark(#f6f4ef, #121219); font: 1rem/1.4 system-ui; overflow-wrap: anywhere; }
+  main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr));
+    gap: .75rem; max-width: 56rem; margin: auto; }
+  header, details { grid-column: 1 / -1; }
+  p, figcaption { color: light-dark(#5d5a68, #aaa7ba); font-size: .875rem; }
+  .card, button, label { padding: .5rem 1rem; border: 1px solid light-dark(#dedad0, #3b3a49);
+    border-radius: 1.25rem; background: light-dark(#fff, #1c1c26); }
+  button, label { display: inline-block; margin: .75rem .25rem .5rem 0; font: inherit; }
+  :focus-visible, label:focus-within { outline: 3px solid var(--accent); outline-offset: 2px; }
+  #pad { display: block; width: min(100%, max(12rem, 44vh)); aspect-ratio: 1; margin: .25rem auto;
+    object-fit: contain; border-radius: 1rem; background: black; touch-action: none; }
+  #file, #spoken { position: absolute; width: 1px; height: 1px; opacity: 0; }
+  #answer { color: var(--accent); font-size: 1.8rem; font-weight: 700; line-height: 1.2; }
+  section figure { float: right; margin-left: 1rem; }
+  #bars { clear: both; padding: .5rem 0; }
+  #bars li { display: grid; grid-template-columns: 1fr 1fr 4rem; gap: .6rem; }
   meter { width: 100%; }
   meter::-webkit-meter-optimum-value { background: var(--accent); }
-  meter::-moz-meter-bar { background: var(--accent); }
-  #seen, #stages canvas { width: 6rem; border-radius: .4rem; image-rendering: pixelated; }
-  #stages canvas { width: min(11%, 4rem); margin: 1px; }
-  #stages figure { max-width: 36rem; }
-  summary { cursor: pointer; font-weight: 600; }
-  @media (min-width: 40rem) {  /* picture and answer side by side */
-    #two { grid-template-columns: 1fr 1fr; }
-    #pad { max-width: min(100%, max(12rem, 100vh - 13rem)); }
-  }
+  #seen, details canvas { width: 6rem; border-radius: .4rem; image-rendering: pixelated; }
+  details canvas { width: min(11%, 4rem); margin: 1px; }
 </style>
-</head>
-<body>
 <main>
-  <header><h1 id="title"></h1><p id="about" class="quiet"></p></header>
-  <div id="two">
-    <section class="card" aria-label="Picture">
-      <canvas id="pad" width="300" height="300" role="img" aria-label="The picture"></canvas>
-      <div class="tools">
-        <button type="button" id="clear">Clear</button>
-        <label class="button">Picture <input type="file" id="file" accept="image/*"></label>
-        <button type="button" id="camera">Camera</button>
-      </div>
-      <p id="message" class="quiet" role="status"></p>
-    </section>
-    <section class="card" aria-label="Answer">
-      <div id="verdict">
-        <div><p class="quiet">The answer</p><p id="answer"></p><p id="sure" class="quiet"></p></div>
-        <figure><figcaption>The network sees</figcaption>
-          <canvas id="seen" role="img" aria-label="What the network sees"></canvas></figure>
-      </div>
-      <ul id="bars" tabindex="0" aria-label="The likeliest classes"></ul>
-      <p id="spoken" role="status"></p>
-    </section>
-  </div>
-  <details class="card" id="inside"><summary>Look inside the network</summary>
-    <p class="quiet">Each tile is the map of one filter: bright where the filter found what it looks
-      for. From stage to stage the maps get coarser, and each says more.</p>
+  <header><h1 id="title"></h1><p id="about"></p></header>
+  <section class="card" aria-label="Picture">
+    <canvas id="pad" role="img" aria-label="The picture"></canvas>
+    <button id="clear" onclick="clearPad()">Clear</button>
+    <label>Picture <input type="file" id="file" accept="image/*" onclick="this.value = ''"
+      onchange="openPicture(event, this)"></label>
+    <button id="camera" onclick="startCamera()">Camera</button>
+    <p id="message" role="status"></p>
+  </section>
+  <section class="card" aria-label="Answer">
+    <figure><figcaption>The network sees</figcaption><canvas id="seen"></canvas></figure>
+    <p>The answer</p><p id="answer"></p><p id="sure"></p>
+    <ul id="bars" aria-label="The likeliest classes"></ul>
+    <p id="spoken" role="status"></p>
+  </section>
+  <details class="card" id="inside" ontoggle="look()"><summary>Look inside the network</summary>
+    <p>Each tile is the map of one filter: bright where the filter found what it looks for.</p>
     <div id="stages"></div></details>
-  <footer class="quiet" id="foot"></footer>
 </main>
 <script type="application/json" id="data">@@THE TRAINED NETWORK@@</script>
 <script>
-"use strict";
-// ---------- The network: a list of numbers, and five loops ----------
-const data = JSON.parse(document.getElementById("data").textContent);
-const [HEIGHT, WIDTH, CHANNELS] = data.input_shape;  // of the images that the network takes
+const element = (id) => document.getElementById(id);
+const make = (tag) => document.createElement(tag);
+const range = (number) => Array.from({length: number}, (_, i) => i);  // 0, 1, 2, ...
+const largest = (numbers) => numbers.reduce((a, b) => Math.max(a, b));
+const sum = (numbers) => numbers.reduce((a, b) => a + b);
 
-// Maps are one long row of numbers: line by line from the top, in each line pixel by pixel, and for
-// each pixel all its channels.
-function emptyMaps(height, width, channels) {
-  return {height, width, channels, values: new Float32Array(height * width * channels)};
-}
+// ---------- The network: a list of numbers, and a few plain loops ----------
+const data = JSON.parse(element("data").textContent);
+const {class_names: names, input_shape: [HEIGHT, WIDTH, CHANNELS]} = data;
+// The weights come as text (base64), four bytes for each number.
+const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+for (const step of data.steps) step.weights = new Float32Array(bytesOf(step.weights).buffer);
 
-// Where the channels of one pixel begin in the row of numbers; -1 outside of the image.
-function placeOf({height, width, channels}, row, column) {
-  const isInside = row >= 0 && row < height && column >= 0 && column < width;
-  return isInside ? (row * width + column) * channels : -1;
-}
+// Maps are lines of pixels; a pixel is a row of numbers, its channels: x[row][column][channel].
+const makeMaps = (height, width, makePixel) => range(height).map(
+  (row) => range(width).map((column) => makePixel(row, column)));
+const change = (x, changePixel) => x.map((line) => line.map(changePixel));
 
 // A filter lies on a patch of the image, multiplies each number of the patch by a weight of its
 // own, and adds all up: one number, large where the patch looks like the filter. Then it moves on
 // by one pixel. Each filter gives one map, a channel of the result. ("Dense" layers are filters as
-// large as the image: they fit in one place only.)
+// large as the image: they fit in one place only. "Same": half of the filter may stick out.)
 function convolution(x, {shape: [rows, columns, channels, filters], weights, same}) {
-  const above = same ? (rows - 1) >> 1 : 0;  // "same": half of the filter may stick out
-  const left = same ? (columns - 1) >> 1 : 0;
-  const y = same ? emptyMaps(x.height, x.width, filters)
-    : emptyMaps(x.height - rows + 1, x.width - columns + 1, filters);
-  const bias = weights.subarray(weights.length - filters);  // they stand behind the filters
-  for (let row = 0; row < y.height; row++) {
-    for (let column = 0; column < y.width; column++) {
-      const to = placeOf(y, row, column);
-      const sums = y.values.subarray(to, to + filters);  // all channels of this pixel
-      sums.set(bias);
-      for (let i = 0; i < rows; i++) {
-        for (let j = 0; j < columns; j++) {
-          const from = placeOf(x, row + i - above, column + j - left);
-          if (from < 0) continue;  // outside: zeros, nothing to add
-          for (let k = 0; k < channels; k++) {
-            const value = x.values[from + k];
-            if (value === 0) continue;  // as about half are, after a ReLU
-            const start = ((i * columns + j) * channels + k) * filters;
-            for (let f = 0; f < filters; f++) sums[f] += value * weights[start + f];
-          }
+  const [above, left] = same ? [(rows - 1) >> 1, (columns - 1) >> 1] : [0, 0];
+  const height = same ? x.length : x.length - rows + 1;
+  const width = same ? x[0].length : x[0].length - columns + 1;
+  return makeMaps(height, width, (row, column) => {
+    const sums = weights.slice(-filters);  // they begin with the biases, behind the other weights
+    for (let i = 0; i < rows; i++) {
+      for (let j = 0; j < columns; j++) {
+        const pixel = x[row + i - above]?.[column + j - left] ?? [];  // outside: nothing to add
+        for (let k = 0; k < pixel.length; k++) {
+          const value = pixel[k];
+          if (value === 0) continue;  // nor here, as often after a ReLU
+          const start = ((i * columns + j) * channels + k) * filters;
+          for (let f = 0; f < filters; f++) sums[f] += value * weights[start + f];
         }
       }
     }
-  }
-  return y;
+    return sums;
+  });
 }
 
-// Of each 2 x 2 numbers of a map only the largest stays: half the width, half the height.
-function pooling(x, {shape: [rows, columns]}) {
-  const y = emptyMaps(Math.floor(x.height / rows), Math.floor(x.width / columns), x.channels);
-  y.values.fill(-Infinity);
-  for (let row = 0; row < y.height * rows; row++) {
-    for (let column = 0; column < y.width * columns; column++) {
-      const from = placeOf(x, row, column);
-      const to = placeOf(y, Math.floor(row / rows), Math.floor(column / columns));
-      for (let k = 0; k < x.channels; k++) {
-        y.values[to + k] = Math.max(y.values[to + k], x.values[from + k]);
-      }
-    }
-  }
-  return y;
+// Of each patch of a map one number stays: in pooling the largest of 2 x 2.
+function pool(x, rows, columns, choose) {
+  return makeMaps(Math.floor(x.length / rows), Math.floor(x[0].length / columns), (row, column) => {
+    const lines = x.slice(row * rows, (row + 1) * rows);
+    const pixels = lines.flatMap((line) => line.slice(column * columns, (column + 1) * columns));
+    return pixels[0].map((_, k) => choose(pixels.map((pixel) => pixel[k])));
+  });
 }
+const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, largest);
 
 // Normalization: each channel is multiplied by a number of its own, then another one is added.
-function scale(x, {shape: [channels], weights}) {
-  for (let i = 0; i < x.values.length; i++) {
-    const k = i % channels;
-    x.values[i] = x.values[i] * weights[k] + weights[channels + k];
-  }
-  return x;
-}
-
+const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.map(
+  (value, k) => value * weights[k] + weights[channels + k]));
 // ReLU: what is below 0 becomes 0. Without it, all layers together could do no more than one.
-function relu(x) {
-  for (let i = 0; i < x.values.length; i++) x.values[i] = Math.max(0, x.values[i]);
-  return x;
-}
-
+const relu = (x) => change(x, (pixel) => pixel.map((value) => Math.max(0, value)));
 // Softmax: any numbers become probabilities, all above 0 and together 1; larger stays larger.
-function softmax(x) {
-  const most = largest(x.values);  // taken away first, or exp could become infinite
-  const powers = x.values.map((value) => Math.exp(value - most));
-  const sum = powers.reduce((a, b) => a + b);
-  return {...x, values: powers.map((power) => power / sum)};
-}
+const softmax = (x) => change(x, (pixel) => {
+  const most = largest(pixel);  // taken away first, or exp could become infinite
+  const powers = pixel.map((value) => Math.exp(value - most));
+  return powers.map((power) => power / sum(powers));
+});
 
-// The weights come as text (base64): four bytes for each number.
-for (const step of data.steps) {
-  const bytes = Uint8Array.from(atob(step.weights), (letter) => letter.charCodeAt(0));
-  step.weights = new Float32Array(bytes.buffer);
-}
-
-// The whole network: what comes out of one step goes into the next. Between the steps the browser
-// may draw, so that a slow phone does not stand still.
-async function recognize(pixels) {
+// The whole network: what comes out of one step goes into the next.
+function recognize(image) {
   const compute = {convolution, pooling, scale, relu, softmax};
   const stages = [];  // what came out of each ReLU, to be looked at
-  let x = {...emptyMaps(HEIGHT, WIDTH, CHANNELS), values: Float32Array.from(pixels)};
-  let rested = performance.now();
+  let x = change(image, (pixel) => new Float32Array(pixel));
   for (const step of data.steps) {
     x = compute[step.kind](x, step);
-    if (step.kind === "relu") stages.push({...x, values: x.values.slice()});
-    if (performance.now() - rested > 16) {
-      await pause(0);
-      rested = performance.now();
-    }
+    if (step.kind === "relu") stages.push(x);
   }
-  return {probabilities: x.values, stages};
+  return {probabilities: [...x[0][0]], stages};
 }
 
 // ---------- From any picture to the pixels that the network knows ----------
-const smallest = (numbers) => numbers.reduce((a, b) => Math.min(a, b));
-const largest = (numbers) => numbers.reduce((a, b) => Math.max(a, b));
-const element = (id) => document.getElementById(id);
-const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-const pad = element("pad");  // shows the drawing, the picture or what the camera sees
-const pen = pad.getContext("2d", {willReadFrequently: true});
+const clip = (value, most) => Math.min(most, Math.max(0, value));
 
-// What stands on the pad, as maps: grey, or red, green and blue.
-function readPad(channels) {
-  const {data: rgba} = pen.getImageData(0, 0, pad.width, pad.height);
-  const maps = emptyMaps(pad.height, pad.width, channels);
-  for (let i = 0; i < pad.width * pad.height; i++) {
-    const [red, green, blue] = [rgba[4 * i], rgba[4 * i + 1], rgba[4 * i + 2]];
-    if (channels === 1) maps.values[i] = 0.299 * red + 0.587 * green + 0.114 * blue;
-    else maps.values.set([red, green, blue], 3 * i);
-  }
-  return maps;
-}
-
-// The image for the network, cut out of a source: its corner lies at (top, left), and each of its
-// pixels is the mean of 8 x 8 points in a square of the source with the side `step`.
-function cutOut(source, top, left, step) {
-  const image = emptyMaps(HEIGHT, WIDTH, CHANNELS);
-  for (let row = 0; row < 8 * HEIGHT; row++) {
-    for (let column = 0; column < 8 * WIDTH; column++) {
-      const from = placeOf(source, Math.floor(top + step * (row + 0.5) / 8),
-        Math.floor(left + step * (column + 0.5) / 8));
-      if (from < 0) continue;  // outside: black
-      const to = placeOf(image, row >> 3, column >> 3);
-      for (let k = 0; k < CHANNELS; k++) image.values[to + k] += source.values[from + k] / 64;
-    }
-  }
-  return image.values.map(Math.round);
-}
-
-// The value below which a share of the numbers lies; of very many, some are enough.
+// The number below which a share of all numbers lies: 0.5 for the median.
 function quantile(numbers, share) {
-  const step = Math.ceil(numbers.length / 20000);
-  const some = numbers.filter((_, i) => i % step === 0).sort();
-  return some[Math.floor(share * (some.length - 1))];
+  const sorted = new Float32Array(numbers.flat(2)).sort();
+  return sorted[Math.floor(share * (sorted.length - 1))];
 }
 
-// The mean around each pixel along one axis: `step` numbers lie between neighbours, `length` of
-// which make a line. Every third neighbour is enough.
-function localMean(values, length, step, radius) {
-  return values.map((_, i) => {
-    const place = Math.floor(i / step) % length;
-    const last = Math.min(length - 1, place + radius);
-    let sum = 0, number = 0;
-    for (let at = Math.max(0, place - radius); at <= last; at += 3) {
-      sum += values[i + (at - place) * step];
-      number += 1;
-    }
-    return sum / number;
+// A canvas, brought to another size, as maps: grey, or red, green and blue.
+function read(canvas, height, width) {
+  const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0, width, height);
+  const rgba = copy.getImageData(0, 0, width, height).data;
+  return makeMaps(height, width, (row, column) => {
+    const i = 4 * (row * width + column);
+    if (CHANNELS === 3) return [rgba[i], rgba[i + 1], rgba[i + 2]];
+    return [0.299 * rgba[i] + 0.587 * rgba[i + 1] + 0.114 * rgba[i + 2]];
   });
 }
 
-// What differs from the paper is ink, 0 to 1. The paper is as bright as the border; or, where the
-// light falls off, as the neighbourhood is in the mean, the ink left out. (As in --predict.)
-function findInk({height, width, values}) {
-  const difference = (paper) => {  // in the shade, ink and paper are darker alike
-    const ink = values.map((value, i) => (value - paper[i]) / Math.max(1, paper[i]));
-    const isDark = -smallest(ink) > largest(ink);  // dark on light, or light on dark
-    return isDark ? ink.map((value) => -value) : ink;
-  };
-  const column = (number) => values.filter((_, i) => i % width === number);
-  const sides = [values.slice(0, width), values.slice(-width), column(0), column(width - 1)];
-  const medians = sides.map((side) => quantile(side, 0.5));
-  let paper = values.map(() => medians.reduce((a, b) => a + b) / 4);
-  medians.push(quantile(values, 0.5));
-  if (largest(medians) - smallest(medians) > 10) {
-    const radius = Math.max(width, height) >> 2;
-    let withoutInk = values;
-    for (let pass = 0; pass < 2; pass++) {
-      paper = localMean(localMean(withoutInk, width, 1, radius), height, width, radius);
-      const ink = difference(paper);
-      const limit = 0.3 * largest(ink);
-      withoutInk = values.map((value, i) => ink[i] > limit ? paper[i] : value);
-    }
-  }
-  const ink = difference(paper);
-  const strongest = Math.max(quantile(ink, 0.999), 0.05);  // below 0.05 there is only noise
-  return {height, width, channels: 1, values: ink.map((value) => value / strongest)};
+// How bright the paper is at each pixel: of 16 x 16 parts of the pad, the median of 15 x 15 around.
+function findPaper(height, width) {
+  const parts = read(pad, 16, 16);
+  const medians = makeMaps(16, 16, (row, column) => {
+    const near = makeMaps(15, 15, (i, j) => parts[clip(row + i - 7, 15)][clip(column + j - 7, 15)]);
+    return [quantile(near, 0.5)];
+  });
+  return read(paint(make("canvas"), medians), height, width);  // smoothly enlarged
 }
 
-// The ink, in the middle of an image, with the margin of the training images; null without ink.
-function prepareDrawing() {
-  const ink = findInk(readPad(1));
-  const rows = [];
-  const columns = [];
-  ink.values.forEach((value, i) => {
-    if (value <= 100 / 255) return;
-    rows.push(Math.floor(i / ink.width));
-    columns.push(i % ink.width);
+// The image for the network, cut out of larger maps around (middle, centre): each of its pixels is
+// the mean of 4 x 4 points in a square with the side `step`.
+function cutOut(maps, middle, centre, step) {
+  const points = makeMaps(4 * HEIGHT, 4 * WIDTH, (row, column) => {
+    const y = Math.floor(middle + step * ((row + 0.5) / 4 - HEIGHT / 2));
+    const x = Math.floor(centre + step * ((column + 0.5) / 4 - WIDTH / 2));
+    return maps[y]?.[x] ?? Array(CHANNELS).fill(0);  // outside: black
   });
+  return pool(points, 4, 4, (numbers) => sum(numbers) / 16);
+}
+
+// Of a photo the middle; of a drawing the ink, white on black, as large as in training; else null.
+function prepare() {
+  if (onPad === "nothing") return null;
+  const smaller = Math.min(1, SIDE / Math.max(pad.width, pad.height));
+  const [height, width] = [Math.ceil(smaller * pad.height), Math.ceil(smaller * pad.width)];
+  const copy = read(pad, height, width);
+  const step = Math.min(height / HEIGHT, width / WIDTH);
+  if (!data.white_on_black) return cutOut(copy, height / 2, width / 2, step);
+  const paper = findPaper(height, width);
+  const contrast = makeMaps(height, width, (row, column) =>  // in the shade, both are darker
+    (copy[row][column][0] + 1) / (paper[row][column][0] + 1) - 1);
+  const [dark, light] = [quantile(contrast, 0.001), quantile(contrast, 0.999)];
+  const strongest = -dark > light ? Math.min(dark, -0.05) : Math.max(light, 0.05);  // not noise
+  const ink = change(contrast, (value) => [255 * clip(value / strongest, 1)]);
+  const rows = range(height).filter((row) => ink[row].some(([value]) => value > 100));
+  const columns = range(width).filter((column) => ink.some((line) => line[column][0] > 100));
   if (rows.length === 0) return null;
-  const [top, left] = [smallest(rows), smallest(columns)];
-  const box = emptyMaps(largest(rows) - top + 1, largest(columns) - left + 1, 1);
-  box.values.forEach((_, i) => {
-    const from = placeOf(ink, top + Math.floor(i / box.width), left + i % box.width);
-    box.values[i] = 255 * Math.min(1, Math.max(0, ink.values[from]));
-  });
-  const step = Math.max(box.width / WIDTH, box.height / HEIGHT) / data.ink_share;
-  const image = cutOut(box, (box.height - step * HEIGHT) / 2, (box.width - step * WIDTH) / 2, step);
-  // Made small, a thin line is pale: stretched, it is as bright as in training.
-  const low = smallest(image);
-  const high = Math.max(low + 1, quantile(image, 0.97));
-  return image.map((value) => Math.min(255, Math.round((value - low) * 255 / (high - low))));
+  const [tall, wide] = [rows.at(-1) + 1 - rows[0], columns.at(-1) + 1 - columns[0]];
+  const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
+  const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
+  const white = Math.max(1, quantile(image, 0.97));  // made small, a thin line is pale
+  return change(image, ([value]) => [255 * clip(value / white, 1)]);
 }
 
 // ---------- Where pictures come from: pen, file, camera ----------
+const pad = element("pad");  // shows the drawing, the picture or what the camera sees
+const pen = pad.getContext("2d", {alpha: false});  // empty, it is black
+const SIDE = Math.max(100, 2 * HEIGHT, 2 * WIDTH);  // of what is looked at: enough, and quick
+const START = `${data.white_on_black ? "Draw, or take" : "Choose, drop, paste or take"} a picture.`;
 let onPad = "nothing";  // or "drawing", or "picture"
 let stream = null;  // of the running camera
 let last = null;  // where the pen was, while it draws
-let waiting = 0;  // for the pen to rest
+let waiting = 0;  // for the pen to rest, then for the network
+let hearing = 0;  // a screen reader hears the answer when it has rested for a second
 
-function clearPad() {
+function clearPad(sentence = START) {
   if (stream) for (const track of stream.getTracks()) track.stop();
   stream = null;
-  const larger = Math.ceil(400 / Math.max(WIDTH, HEIGHT));  // whole, so that pixels stay squares
-  [pad.width, pad.height] = data.white_on_black ? [300, 300] : [WIDTH * larger, HEIGHT * larger];
-  pen.fillStyle = "black";
-  pen.fillRect(0, 0, pad.width, pad.height);
+  [pad.width, pad.height] = [300, 300];
   onPad = "nothing";
-  say(data.white_on_black ? "Draw, any size, anywhere; or take a picture of pen on paper."
-    : "Choose, drop or paste a picture, or take one.");
+  element("message").textContent = sentence;
   look();
 }
 
-function say(sentence) {
-  element("message").textContent = sentence;
-}
-
-// A drawing is shown whole; of a photo, the middle part that the network gets.
 function showPicture(source, width, height) {
-  if (data.white_on_black) {
-    const smaller = Math.min(1, 400 / Math.max(width, height));
-    pad.width = Math.max(1, width * smaller);
-    pad.height = Math.max(1, height * smaller);
-  }
-  const zoom = Math.max(pad.width / width, pad.height / height);
-  pen.imageSmoothingEnabled = zoom < 1;  // enlarged, a pixel stays a square
+  const smaller = Math.min(1, 4 * SIDE / Math.max(width, height));
+  [pad.width, pad.height] = [Math.ceil(width * smaller), Math.ceil(height * smaller)];
   pen.imageSmoothingQuality = "high";
   pen.fillStyle = "white";  // behind transparent parts
   pen.fillRect(0, 0, pad.width, pad.height);
-  pen.drawImage(source, (pad.width - zoom * width) / 2, (pad.height - zoom * height) / 2,
-    zoom * width, zoom * height);
+  pen.drawImage(source, 0, 0, pad.width, pad.height);
   onPad = "picture";
-}
-
-async function openPicture(file) {
-  clearPad();
-  try {
-    const bitmap = await createImageBitmap(file);
-    showPicture(bitmap, bitmap.width, bitmap.height);
-    say("");
-  } catch {
-    say(`This browser can't read ${file.name} as a picture; try a JPEG or PNG file.`);
-  }
   look();
 }
 
+async function openPicture(event, {files: [file]}) {
+  event.preventDefault();  // or the browser shows the file in place of the page
+  if (!file) return;
+  clearPad("");
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (bitmap) showPicture(bitmap, bitmap.width, bitmap.height);
+  else clearPad(`This browser can't read ${file.name} as a picture; try a JPEG or PNG file.`);
+}
+
 async function startCamera() {
-  clearPad();
   try {
-    stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
-    stream.getTracks()[0].onended = () => {
-      clearPad();
-      say("The camera was taken away.");
-    };
-    const video = document.createElement("video");
-    Object.assign(video, {muted: true, playsInline: true, srcObject: stream});
+    const found = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
+    clearPad("");
+    stream = found;
+    stream.getTracks()[0].onended = () => clearPad("The camera was taken away.");
+    const video = Object.assign(make("video"), {muted: true, playsInline: true, srcObject: found});
     await video.play();
-    say("");
-    while (stream === video.srcObject) {
+    while (stream === found) {
       showPicture(video, video.videoWidth, video.videoHeight);
-      await look();
-      await pause(40);
+      await new Promise((done) => setTimeout(done, 100));
     }
   } catch (error) {
-    clearPad();
-    say(`No camera can be used here (${error.name}): it may be refused, absent or in use, or this `
-      + "page needs an address with https. Picture takes a file, on a phone also a photo.");
+    clearPad(`No camera (${error.name}): refused, absent, in use, or a page without https.`);
   }
 }
 
 function drawTo(event) {
-  const box = pad.getBoundingClientRect();
-  const point = [(event.clientX - box.left) * 300 / box.width,
-    (event.clientY - box.top) * 300 / box.height];
+  const zoom = 300 / pad.clientWidth;
+  const point = [event.offsetX * zoom, event.offsetY * zoom];
   Object.assign(pen, {strokeStyle: "white", lineWidth: 27, lineCap: "round"});
   pen.beginPath();
   pen.moveTo(...last || point);
@@ -1924,113 +1792,73 @@ function drawTo(event) {
   waiting = setTimeout(look, 60);  // when the pen rests
 }
 
-pad.addEventListener("pointerdown", (event) => {
+pad.onpointerdown = (event) => {
   if (!data.white_on_black || !event.isPrimary || event.button > 0) return;
   if (onPad === "picture") clearPad();
   pad.setPointerCapture(event.pointerId);  // a line may leave the pad and come back
   drawTo(event);
-});
-pad.addEventListener("pointermove", (event) => {
-  if (!last || !event.isPrimary) return;
-  const parts = event.getCoalescedEvents?.() ?? [];  // where it was since the last event
-  for (const part of parts.length ? parts : [event]) drawTo(part);
-});
-pad.addEventListener("lostpointercapture", () => { last = null; });
-element("clear").addEventListener("click", clearPad);
-element("camera").addEventListener("click", startCamera);
-element("file").addEventListener("change", (event) => {
-  if (event.target.files.length) openPicture(event.target.files[0]);
-  event.target.value = "";  // so that the same file can be chosen again
-});
-addEventListener("dragover", (event) => event.preventDefault());
-addEventListener("drop", (event) => {
-  event.preventDefault();
-  if (event.dataTransfer.files.length) openPicture(event.dataTransfer.files[0]);
-});
-addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) openPicture(event.clipboardData.files[0]);
-});
+};
+pad.onpointermove = (event) => { if (last && event.isPrimary) drawTo(event); };
+pad.onlostpointercapture = () => { last = null; };
+document.onpaste = (event) => openPicture(event, event.clipboardData);
+document.ondrop = (event) => openPicture(event, event.dataTransfer);
+document.ondragover = (event) => event.preventDefault();
 
 // ---------- The answer ----------
-let hearing = 0;  // a screen reader hears the answer when it has rested for a second
-let looks = 0;  // a newer look ends an older one
-
-async function look() {
-  looks += 1;
-  const mine = looks;
-  const image = onPad === "nothing" ? null : data.white_on_black ? prepareDrawing()
-    : cutOut(readPad(CHANNELS), 0, 0, pad.width / WIDTH);
-  const result = image ? await recognize(image) : {probabilities: null, stages: []};
-  if (mine !== looks) return;
-  const colours = image || new Float32Array(HEIGHT * WIDTH * CHANNELS);
-  paint(element("seen"), HEIGHT, WIDTH, (i, k) => colours[i * CHANNELS + k % CHANNELS]);
-  showAnswer(result.probabilities);
-  element("stages").replaceChildren(...(element("inside").open ? result.stages.map(mapsOf) : []));
+// First the preparation; the network a moment later, so that the pen does not wait for both.
+function look() {
+  const image = prepare();
+  paint(element("seen"), image ?? makeMaps(HEIGHT, WIDTH, () => [0]));
+  clearTimeout(waiting);
+  if (image) waiting = setTimeout(() => showAnswer(recognize(image)), 0);
+  else showAnswer({probabilities: names.map(() => 0), stages: []});
 }
 
-// The class names are put in as text, never as HTML: a folder may be called <img src=x>.
-function showAnswer(probabilities) {
-  const names = data.class_names;
-  const shares = probabilities || names.map(() => 0);
-  const order = names.map((_, i) => i);
-  if (names.length > 10) order.sort((a, b) => shares[b] - shares[a]);  // up to 10 keep their places
-  element("bars").replaceChildren(...order.slice(0, 10).map((i) => {
-    const row = document.createElement("li");
-    row.innerHTML = "<span></span><meter></meter><span></span>";
-    const [name, bar, percent] = row.children;
-    name.textContent = bar.ariaLabel = names[i];
-    bar.value = shares[i];
-    percent.textContent = probabilities ? `${(100 * shares[i]).toFixed(1)}%` : "";
-    return row;
-  }));
-  const share = largest(shares);
+function showAnswer({probabilities, stages}) {
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
+  const share = largest(probabilities);
   const doubt = share < 0.5 ? ", so it may well be wrong" : "";
-  const answer = probabilities ? names[shares.indexOf(share)] : "–";
-  const sure = probabilities ? `${(100 * share).toFixed(1)}% sure${doubt}` : "nothing to see yet";
+  const answer = share ? names[probabilities.indexOf(share)] : "–";
+  const sure = share ? `${percent(share)} sure${doubt}` : "nothing to see yet";
   element("answer").textContent = answer;
   element("sure").textContent = sure;
   clearTimeout(hearing);
   hearing = setTimeout(() => { element("spoken").textContent = `${answer}, ${sure}`; }, 1000);
+  const order = range(names.length);  // up to 10 classes keep their places
+  if (names.length > 10) order.sort((a, b) => probabilities[b] - probabilities[a]);
+  element("bars").replaceChildren(...order.slice(0, 10).map((i) => {
+    const row = make("li");
+    const bar = Object.assign(make("meter"), {value: probabilities[i], ariaLabel: names[i]});
+    row.append(names[i], bar, percent(probabilities[i]));  // as text, never as HTML
+    return row;
+  }));
+  element("stages").replaceChildren(...(element("inside").open ? stages.map(drawStage) : []));
 }
 
-// Paints a canvas; value(i, k): that of pixel i in colour k (red, green, blue), 0 to 255.
-function paint(canvas, height, width, value) {
-  const shown = new ImageData(width, height);
-  shown.data.forEach((_, i) => {
-    shown.data[i] = i % 4 === 3 ? 255 : value(i >> 2, i % 4);  // behind the colours: opaque
-  });
-  [canvas.width, canvas.height] = [width, height];
+// Shows maps of one channel (grey) or three (red, green, blue), 0 to 255, on a canvas.
+function paint(canvas, maps) {
+  [canvas.width, canvas.height] = [maps[0].length, maps.length];
+  const pixels = maps.flat().flatMap(([red, green = red, blue = red]) => [red, green, blue, 255]);
+  const shown = new ImageData(new Uint8ClampedArray(pixels), canvas.width);
   canvas.getContext("2d").putImageData(shown, 0, 0);
+  return canvas;
 }
 
-// Up to 64 maps, each as a tile; the largest number of all is white.
-function mapsOf({height, width, channels, values}) {
-  const most = Math.max(1e-9, largest(values));
-  const figure = document.createElement("figure");
-  const caption = document.createElement("figcaption");
-  caption.textContent = `${channels} maps of ${width} x ${height}`
-    + (channels > 64 ? ", the first 64" : "");
-  figure.append(caption);
-  for (let k = 0; k < Math.min(64, channels); k++) {
-    const tile = document.createElement("canvas");  // the root lifts small numbers
-    paint(tile, height, width, (i) => 255 * Math.sqrt(values[i * channels + k] / most));
-    figure.append(tile);
-  }
-  return figure;
+// Up to 64 maps of a stage, each as a tile: the root makes small numbers visible.
+function drawStage(x) {
+  const most = Math.max(1e-9, largest(x.flat().map(largest)));
+  const tiles = range(Math.min(64, x[0][0].length)).map(
+    (k) => paint(make("canvas"), change(x, (pixel) => [255 * Math.sqrt(pixel[k] / most)])));
+  const row = make("p");
+  row.append(`${x[0][0].length} maps of ${x[0].length} x ${x.length}`, make("br"), ...tiles);
+  return row;
 }
 
-element("inside").addEventListener("toggle", look);
 document.title = `Try it: ${data.title}`;
 element("title").textContent = document.title;
-const names = data.class_names.join(", ");
-element("about").textContent = `It knows ${data.class_names.length} classes: `
-  + (names.length > 100 ? `${names.slice(0, 100)} ...` : names);
-element("foot").textContent = `A network with ${data.parameters.toLocaleString("en")} weights, `
-  + "trained with image_recognition_cnn.py. All is computed on this device; no picture leaves it.";
+element("about").textContent = `${data.parameters.toLocaleString("en")} weights, all in this file.`;
 clearPad();
 </script>
-</body>
-</html>
 """
 
 
