@@ -1622,14 +1622,14 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
 }
 
 // Of each patch of a map one number stays: in pooling the largest of 2 x 2.
-function pool(x, rows, columns, choose) {
+function pool(x, rows, columns, combine) {
   return makeMaps(Math.floor(x.length / rows), Math.floor(x[0].length / columns), (row, column) => {
     const lines = x.slice(row * rows, (row + 1) * rows);
     const pixels = lines.flatMap((line) => line.slice(column * columns, (column + 1) * columns));
-    return pixels[0].map((_, k) => choose(pixels.map((pixel) => pixel[k])));
+    return pixels.reduce((one, other) => one.map((value, k) => combine(value, other[k])));
   });
 }
-const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, largest);
+const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, Math.max);
 
 // Normalization: each channel is multiplied by a number of its own, then another one is added.
 const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.map(
@@ -1692,9 +1692,9 @@ function cutOut(maps, middle, centre, step) {
   const points = makeMaps(4 * HEIGHT, 4 * WIDTH, (row, column) => {
     const y = Math.floor(middle + step * ((row + 0.5) / 4 - HEIGHT / 2));
     const x = Math.floor(centre + step * ((column + 0.5) / 4 - WIDTH / 2));
-    return maps[y]?.[x] ?? Array(CHANNELS).fill(0);  // outside: black
+    return (maps[y]?.[x] ?? Array(CHANNELS).fill(0)).map((value) => value / 16);  // outside: black
   });
-  return pool(points, 4, 4, (numbers) => sum(numbers) / 16);
+  return pool(points, 4, 4, (a, b) => a + b);
 }
 
 // Of a photo the middle; of a drawing the ink, white on black, as large as in training; else null.
