@@ -271,6 +271,7 @@ def test_occlusion_finds_the_part_that_decides(settings):
         heat = sign * script.occlusion_map(look, image, class_index)
         assert heat.shape == (16, 16) and heat[:4, :4].min() > 0.1 and heat[0, 0] == heat.max()
         assert np.allclose(heat[6:], 0) and np.allclose(heat[:, 6:], 0)
+        assert heat.max() < 1, "a mean over squares, not their sum"
 
 
 def test_strongest_parts_are_those_with_the_highest_answers():

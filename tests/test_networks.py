@@ -53,6 +53,7 @@ def test_only_the_head_learns_then_the_last_third(settings, tmp_path, monkeypatc
     monkeypatch.setattr(script, "train", lambda *args: seen.append(args) or train(*args))
     history = script.train_pretrained(network, images, labels, images, labels, tmp_path)
     assert seen[0][0] is head and len(seen[0][1]) == 24  # MIRROR: each picture twice
+    assert list(seen[0][2]) == [*labels, *labels]
     assert list(history["epoch"]) == [0, 1, 2] and seen[1][-2:] == (1e-5, 0.0), "small steps"
     learning = {layer.name for layer in base.layers if layer.trainable_weights}
     last_third = base.layers[len(base.layers) * 2 // 3:]
