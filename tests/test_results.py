@@ -139,7 +139,7 @@ def test_a_killed_run_resumes(run, no_pictures, tmp_path, capsys):
     assert running.wait() == -signal.SIGKILL
     [table] = tmp_path.glob("outputs/digits.unfinished_*/history.csv")
     rows = table.read_text()
-    table.write_text(rows + rows.splitlines()[-1].replace("1,", "2,", 1) + "\n")  # no checkpoint yet
+    table.write_text(rows + rows.splitlines()[-1].replace("1,", "2,", 1) + "\n")  # no checkpoint
     with one_sentence(capsys, "--resume", "no unfinished run in outputs with these settings"):
         run(RESUME=True, EPOCHS=5, FILTERS=[8])
     _, resumed, _ = run(RESUME=True, EPOCHS=4, FILTERS=[8])
