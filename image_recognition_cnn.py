@@ -59,20 +59,20 @@ warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # it will mo
 # sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set, or of
 # your own folder; others fits always. read_settings() puts this one value in the place of the
 # dict(...): for digits, EPOCHS is then 30; for cifar10 with sgd, LEARNING_RATE is 0.1. Each line is
-# a flag, too (BATCH_SIZE: --batch-size). All functions below read these names. The words are
-# explained in chapters 3 and 4. Each number of FILTERS makes a block of layers, which halves the
-# image: digits (8x8 pixels) have room for one, MNIST (28x28) for three.
+# a flag, too (--batch-size 64, --no-whitening). All functions below read these names. The words
+# are explained in chapters 3 and 4. Each number of FILTERS makes a block of layers, which halves
+# the image: digits (8x8 pixels) have room for one, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures (pretrained: of all), 8 to 512
-VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share held back of the training images, 0 to 1
+VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the training images held back, above 0
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # farthest random move of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
 FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # one number per block
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
-BATCH_NORMALIZATION = True  # bring the numbers between the layers to a steady mean and spread
+BATCH_NORMALIZATION = True  # keep mean and spread of the numbers between the layers steady
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
 DENSE_UNITS = dict(cifar10=0, others=128)  # neurons of the hidden layer; 0: global pooling instead
 DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to below 1
@@ -284,7 +284,7 @@ def draw_grid(figure, images, texts, columns):
     return axes
 
 
-# %% 3. Model: read it as a table; behind each layer stands the shape of what comes out of it
+# %% 3. Model: layer by layer; behind each one stands the shape of what comes out of it
 # The words you will meet. A network is a chain of layers. Each layer makes new numbers out of those
 # that it gets, mostly with weights: numbers that the training changes. Convolution: a filter slides
 # over the image. It has a small square of weights for each channel; at each place they are
@@ -294,10 +294,10 @@ def draw_grid(figure, images, texts, columns):
 # Pooling: of each 2x2 numbers the largest stays. Dense: each of its numbers (neurons) is a sum of
 # all inputs, each times a weight, and a bias. Softmax: ten numbers z become ten probabilities; each
 # is e^z, divided by the sum of all ten.
-# "+2.6 points" behind a trick: with it, 2.6 more of 100 validation images of CIFAR-10 were right in
-# a short training (3 epochs, filters 16 32 64, mean of 3 seeds: `python tests/experiments.py
-# staircase`). A plain network had 63.9; then one trick came on top of the other, up to 78 (in the
-# order of outputs/benchmark/staircase.png). "+0.5 points?": runs with and without it overlap: luck?
+# Some lines are tricks. "+2.6 points" behind one: with it, 2.6 more of 100 validation images of
+# CIFAR-10 were right, in short trainings of a small network. There a plain one has 63.9; with one
+# trick on top of the other it comes to 78. A question mark behind the points: it may be luck, as
+# three runs with the trick and three without it overlap. (The table: tests/BENCHMARK.md.)
 def build_cnn(x_train, num_classes):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
@@ -322,8 +322,8 @@ def build_cnn(x_train, num_classes):
     # looks at all maps and all places, and of a digit, the place of a stroke says a lot. Without
     # it, only the largest number of each map stays (global pooling): was the pattern found, no
     # matter where? Dropout sets a share of the numbers to 0 at random in each step, so that the
-    # answer relies on no single one. For CIFAR-10, global pooling without dropout was chosen by
-    # the validation images of long trainings; in the short one it gives nothing: -0.3 points?
+    # answer relies on no single one. On CIFAR-10, global pooling without dropout did better in
+    # long trainings (by the validation images); in a short one it gives nothing: -0.3 points?
     if DENSE_UNITS == 0:
         model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192): of the whole map
     model.add(layers.Flatten())  # (192,), or (1728,) without global pooling
@@ -367,8 +367,9 @@ def whitening_layer(images):
 
     At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
     what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated and have a spread of 1. (A gradient grows with the input: numbers near 100
-    and near 0.01 would need steps of very different sizes.) +2.6 points (Page, 2019; Jordan, 2024).
+    that are uncorrelated, with a standard deviation of 1. (Training moves weights in steps, chapter
+    4: inputs near 100 and near 0.01 would need very different ones.) +2.6 points (Page, 2019;
+    Jordan, 2024).
     Each filter is there twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
@@ -396,11 +397,12 @@ def add_block(model, filters, name):
 
     Pooling comes right after the first convolution, so that the second one works on a quarter of
     the places (Jordan, 2024): the whole network does half of the multiplications.
-    Batch normalization subtracts from each map its mean over the batch (all places of all images of
-    one training step), and divides by its spread, the standard deviation. Then a learned scale
-    (gamma) and offset (beta) give it the size that the next layer needs. With numbers of a steady
-    size, larger training steps are safe and the network learns faster (Ioffe and Szegedy, 2015):
-    +5.3 points, and +1.8 by the larger steps (a LEARNING_RATE of 0.004, not 0.001). In a test an
+    The pixels were normalized; but what a convolution makes of them has any size, and another one
+    whenever its weights change. So batch normalization subtracts from each map its mean over the
+    batch (all places of all images of one training step), and divides by its spread, the standard
+    deviation. Then a learned scale (gamma) and offset (beta) give it the size that the next layer
+    needs. Now larger training steps are safe (Ioffe and Szegedy, 2015): +5.3 points, and +1.8 by
+    the larger steps (a LEARNING_RATE of 0.004, not 0.001, in those short trainings). In a test an
     answer must not depend on the other images: the layer then uses the averages of the last
     training batches. (momentum=0.6: at each step, 60 % of the average is the old one.)
     """
@@ -418,7 +420,7 @@ def add_block(model, filters, name):
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))
     if BATCH_NORMALIZATION:
         model.add(layers.BatchNormalization(momentum=0.6))
-    model.add(layers.ReLU(name=name))
+    model.add(layers.ReLU(name=name))  # chapter 6 finds the block's maps by this name
 
 
 def start_as_identity(model):
@@ -426,7 +428,7 @@ def start_as_identity(model):
 
     The network then begins by passing its input on from block to block, nearly as it is, and
     learns what to change (Jordan, 2024): +0.5 points? Filters beyond the number of input maps stay
-    random (in block 1 on CIFAR-10, 8 of the 32 of the first convolution: it gets 24 maps).
+    random (of a block's first convolution on CIFAR-10: 8 of 32, 64 of 96, 96 of 192).
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -450,12 +452,15 @@ def start_as_identity(model):
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
 #    seen once: that is one epoch.
 def train(model, x_train, y_train, x_val, y_val, folder, epochs, highest_rate, weight_decay):
-    """Train the model for a range of epochs; return its history, as `fit` does."""
+    """Train the model for a range of epochs; return its history, as `fit` does.
+
+    x_train, x_val: images, or in chapter 7 a row of numbers for each image.
+    """
     num_classes = model.output_shape[1]
     training = batches(x_train, y_train, num_classes, shuffled=True)
     validation = batches(x_val, y_val, num_classes)
     rate = learning_rate_schedule(len(epochs) * len(training), highest_rate)
-    # Label smoothing asks for less than certainty (Szegedy et al., 2016): -0.2 points?, so it is 0.
+    # Label smoothing asks for less than certainty (Szegedy et al., 2016): -0.2 points? It is off.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
     # compile: with which optimizer and which loss the model is trained, and what is measured
     model.compile(make_optimizer(rate, weight_decay), loss, metrics=["accuracy"])
@@ -480,7 +485,7 @@ def batches(images, labels, num_classes, shuffled=False):
 
 
 def learning_rate_schedule(steps, highest):
-    """Return the learning rate, the size of the steps, as a function of the number of steps done.
+    """Return the learning rate, the size of the steps: a number, or a function of the steps done.
 
     `highest` is the largest rate, found by trying (half or twice as much is hardly worse).
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
@@ -501,14 +506,15 @@ def make_optimizer(learning_rate, weight_decay):
 
     SGD, stochastic gradient descent: weight = weight - rate x gradient. Momentum: in place of that
     gradient, a sum of the last gradients, in which older ones count less and less, so that random
-    differences between batches average out. Nesterov: the gradient is taken a little ahead, where
-    that sum leads to. Adam takes such a sum, too, and divides it by the usual size of each weight's
-    last gradients: all weights move about as far, and its rate is another number than that of SGD.
+    differences between batches average out (nesterov: a variant of it). Adam takes such a sum, too,
+    and divides it, for each weight, by the usual size of its last gradients: all weights move about
+    as far, whatever their gradients are, and its rate is another number than that of SGD.
     Weight decay makes the weights a little smaller in each step, so that only those that are needed
     stay large: +1.1 points? (Directly, not as a part of the loss: Loshchilov and Hutter, 2019.)
     """
-    optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
-    if OPTIMIZER == "sgd":
+    if OPTIMIZER == "adam":
+        optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
+    else:
         optimizer = keras.optimizers.SGD(
             learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     # Offsets (bias, beta) and scales (gamma) are few and do not learn images by heart: no decay.
@@ -521,7 +527,7 @@ def fit(model, training, validation, epochs, folder):
 
     training, validation: batches. epochs: a range. After each epoch the table is in the folder
     (after long ones, the curves, too), and RESUME goes on from there. The last epoch's weights are
-    kept, not the best one's: where a falling rate has come to rest, "best" is mostly luck.
+    kept, not the best one's: under a rate near 0, the last epochs differ by little but luck.
     """
     table = folder / "history.csv"
     ends = [time.perf_counter()]
@@ -530,7 +536,8 @@ def fit(model, training, validation, epochs, folder):
         ends.append(time.perf_counter())
         row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
                "seconds": round(ends[-1] - ends[-2], 2)}
-        earlier = pd.read_csv(table)[:epoch] if epoch > 0 else None  # the first epoch is 0
+        # With RESUME an epoch may be done again: its old row, number `epoch`, is left out.
+        earlier = pd.read_csv(table)[:epoch] if epoch > 0 else None
         history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
         history.to_csv(table, index=False)
         if row["seconds"] > 10:  # drawing takes about one
@@ -538,10 +545,10 @@ def fit(model, training, validation, epochs, folder):
             plt.close()
             print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
 
-    place = folder / "resume" / f"from_epoch_{epochs.start}"
+    place = folder / "resume" / f"from_epoch_{epochs.start}"  # one for each call (chapter 7: two)
     after_each_epoch = [
         callbacks.LambdaCallback(on_epoch_end=after_epoch),
-        # Keeps what RESUME needs, twice, and until the results are there.
+        # Keeps the weights for RESUME: of the last two epochs, as one may be half written.
         callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False),
         callbacks.TerminateOnNaN()]  # ends the training when the loss is no number
     try:  # steps 1 to 5; the batches are shuffled already; verbose: 1 a moving bar, 2 lines
@@ -562,9 +569,9 @@ def fit(model, training, validation, epochs, folder):
 
 # %% 5. Test: the one look at the test images
 def predict(model, images, verbose=0):
-    """Return the model's probabilities for images (number, height, width, channels), raw pixels."""
+    """Return what the model says of images (number, height, width, channels), raw pixels."""
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(256 if MODEL == "cnn" else 32)
-    return model.predict(dataset, verbose=verbose)  # (number, num_classes) float32
+    return model.predict(dataset, verbose=verbose)  # (number, num_classes) float32, probabilities
 
 
 def evaluate(model, x_val, y_val, x_test, y_test):
@@ -597,7 +604,7 @@ def interval_of(right, number):
 
 
 def report(results, probabilities, y_test, class_names, folder):
-    """Print accuracy and scores, write classification_report.txt, and add both to the results.
+    """Print accuracy and scores, write classification_report.txt, add scores to the results.
 
     Precision: of the images called a cat, the share that are cats. Recall: of the cats, the share
     that are called a cat. F1 score: one number for both, 2 x precision x recall / (precision +
@@ -781,8 +788,8 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
         up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
         maps = up_to_block.predict(images, verbose=0)  # (number, rows, columns, filters)
         filters = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # of image 0, the six strongest answers
-        # One answer of a filter in block 1, 2, 3 sees 9x9, 23x23, 51x51 pixels: about five times
-        # the side of what one place of its map stands for.
+        # A part as large as what one place of the map sees: it is about five times as wide as the
+        # place itself (9, 23, 51 pixels in block 1, 2, 3), but at most the whole image.
         side = min(5 * images.shape[1] // maps.shape[1], *images.shape[1:3])
         tiles = [255 * maps[0, ..., number] / maps[0].max().clip(1e-9) for number in filters]
         tiles += [strongest_parts(maps[1:, ..., number], images[1:], side) for number in filters]
@@ -861,11 +868,12 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
     features, head = model.layers
-    # The frozen part gives a picture the same numbers (features) in every epoch, so each picture
-    # goes through it only once. Then the head is trained alone; it stays a part of the model.
+    # The frozen part gives a picture the same numbers in every epoch, so each picture (and each
+    # mirrored one) goes through it only once. Then the head is trained alone, on these numbers.
     views = [x_train, x_train[:, :, ::-1]] if MIRROR else [x_train]  # left and right swapped
     print(f"{MODEL} looks at all pictures:")
-    progress = 1 if sys.stdout.isatty() else 2  # a moving bar, or a line; float16: half the memory
+    progress = 1 if sys.stdout.isatty() else 2  # a moving bar, or a line
+    # float16: half of the memory
     f_train = [predict(features, view, progress).astype("float16") for view in views]
     f_val = predict(features, x_val, progress).astype("float16")  # (number, 1280)
     labels = np.tile(y_train, len(views))  # the labels, once for each view
@@ -928,7 +936,7 @@ def load_own_data():
             say(f"{share:.0%} of the {part} images of {DATASET} are of one shade (values from "
                 f"{images.min()} to {images.max()} of 0 to 255).")
         parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
-    if "test" not in parts:
+    if "test" not in parts:  # a second part is the test part, called val or test
         parts["test"] = parts.pop("val", None)
     return parts["train"], parts.get("val"), parts["test"], class_names
 
@@ -947,7 +955,7 @@ def read_npz(path):
             labels = held[f"y_{part}"].ravel().astype(str)
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
             parts[part] = (images, labels, names)
-            # As uint8, all but whole numbers from 0 to 255 become others. Below 64: divided before.
+            # uint8 holds whole numbers from 0 to 255: others have changed. All below 64: scaled.
             fits = (images.shape[3:] in [(1,), (3,)] and len(labels) == len(x)
                     and images.shape[1:] == parts["train"][0].shape[1:]
                     and images.max() >= 64 and np.array_equal(images.reshape(x.shape), x))
@@ -1010,7 +1018,7 @@ def warn_of_copies(training, validation, test):
     """
     names = np.concatenate([training[2], validation[2], test[2]])
     small = np.concatenate([small_and_flat(part[0]) for part in (training, validation, test)])
-    # Rounded, an image of one shade is all 0, and has no copies.
+    # Rounded, an image of one shade becomes all 0, which is like no other image.
     shades = np.round(small - small.mean(axis=1, keepdims=True), 3)
     number = len(training[1])  # the first ones
     known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[:number])
@@ -1066,7 +1074,8 @@ def read_picture(path, image_shape, about):
             picture = Image.alpha_composite(white, picture.convert("RGBA"))
         picture = picture.convert("L" if channels == 1 else "RGB")
         if about is not None and about["white_on_black"]:
-            return prepare_drawing(picture, image_shape, about)
+            image, doubt = prepare_drawing(picture, image_shape, about)
+            return image, doubt or remark
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
@@ -1166,7 +1175,7 @@ def predict_pictures(words):
 
 # %% 9. Out of the script: the trained network, a page for the browser, and a file for phones
 def save_model(model, x_train, class_names, folder):
-    """Write model.keras, and model.json: what is needed to show it other pictures."""
+    """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
     about = {"dataset": full_name(), "class_names": class_names, "versions": VERSIONS,
              **describe_drawings(x_train)}
@@ -1220,7 +1229,7 @@ def network_steps(model):
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
         elif kind not in ("RandomTranslation", "RandomFlip", "Dropout", "Flatten"):
-            add(kind.lower())  # ReLU
+            add(kind.lower())  # relu, or one that the page does not know
         if kind != "Flatten":
             maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind a dense layer: (1, 1, channels)
     return steps
@@ -1391,7 +1400,7 @@ def checked_value(name, value):
 
 
 def data_title():
-    """Return the name of the data set in pictures, and of its folder: last of my/last.npz."""
+    """Return the short name of the data set, for titles and its folder: last of my/last.npz."""
     path = pathlib.Path(DATASET)
     return readable(path.stem if path.suffix.lower() == ".npz" else path.resolve().name)
 
@@ -1440,7 +1449,7 @@ def open_results_folder(settings):
     """Return the folder in which this run collects its files: a new one, or with RESUME an old one.
 
     The files take their place at the very end, so that a run that fails leaves the results of the
-    run before it as they were. The hash in the folder's name changes with any setting and any
+    run before it as they were. The hash in the folder's name changes with the settings and with any
     pixel: a run that was cut off goes on only with the settings and the data that it had.
     """
     state = {name: settings[name] for name in settings if name not in WITHOUT_EFFECT}
@@ -1512,7 +1521,7 @@ def record_experiment(settings, results):
         table.loc[i, "validation"] = f"{accuracies[i]:.1%}"
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
         table.loc[i, "difference"] = "may be luck" if is_luck else "more than luck"
-    table.loc[i, "difference"] = "this run"
+    table.loc[rows.index[-1], "difference"] = "this run"
     print(f"Runs on these images: {len(same_data)}. The last ones, the best, and their differences "
           "(luck: with the choice of the validation images; another --seed is luck, too):\n"
           f"{table.to_string(index=False)}")
@@ -1584,14 +1593,14 @@ const range = (number) => Array.from({length: number}, (_, i) => i);  // 0, 1, 2
 const largest = (numbers) => numbers.reduce((a, b) => Math.max(a, b));
 const sum = (numbers) => numbers.reduce((a, b) => a + b);
 
-// ---------- The network: a list of numbers, and a few plain loops ----------
+// ---------- The network: a list of steps with their numbers, and a few plain loops ----------
 const data = JSON.parse(element("data").textContent);
 const {class_names: names, input_shape: [HEIGHT, WIDTH, CHANNELS]} = data;
 // The weights come as text (base64), four bytes for each number.
 const bytesOf = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 for (const step of data.steps) step.weights = new Float32Array(bytesOf(step.weights).buffer);
 
-// Maps are lines of pixels; a pixel is a row of numbers, its channels: x[row][column][channel].
+// Maps are lines of pixels; a pixel is a list of numbers, its channels: x[row][column][channel].
 const makeMaps = (height, width, makePixel) => range(height).map(
   (row) => range(width).map((column) => makePixel(row, column)));
 const change = (x, changePixel) => x.map((line) => line.map(changePixel));
@@ -1605,10 +1614,10 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
   const height = same ? x.length : x.length - rows + 1;
   const width = same ? x[0].length : x[0].length - columns + 1;
   return makeMaps(height, width, (row, column) => {
-    const sums = weights.slice(-filters);  // they begin with the biases, behind the other weights
+    const sums = weights.slice(-filters);  // the last weights are the biases: sums begin with them
     for (let i = 0; i < rows; i++) {
       for (let j = 0; j < columns; j++) {
-        const pixel = x[row + i - above]?.[column + j - left] ?? [];  // outside: nothing to add
+        const pixel = x[row + i - above]?.[column + j - left] ?? [];  // outside: empty
         for (let k = 0; k < pixel.length; k++) {
           const value = pixel[k];
           if (value === 0) continue;  // nor here, as often after a ReLU
@@ -1634,7 +1643,7 @@ const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, Math.max
 // Normalization: each channel is multiplied by a number of its own, then another one is added.
 const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.map(
   (value, k) => value * weights[k] + weights[channels + k]));
-// ReLU: what is below 0 becomes 0. Without it, all layers together could do no more than one.
+// ReLU: what is below 0 becomes 0. Without it, many layers could do little more than one.
 const relu = (x) => change(x, (pixel) => pixel.map((value) => Math.max(0, value)));
 // Softmax: any numbers become probabilities, all above 0 and together 1; larger stays larger.
 const softmax = (x) => change(x, (pixel) => {
@@ -1652,7 +1661,7 @@ function recognize(image) {
     x = compute[step.kind](x, step);
     if (step.kind === "relu") stages.push(x);
   }
-  return {probabilities: [...x[0][0]], stages};
+  return {probabilities: [...x[0][0]], stages};  // one pixel is left, a channel for each class
 }
 
 // ---------- From any picture to the pixels that the network knows ----------

@@ -73,7 +73,8 @@ def digits():
 
 def answer_to(page, name, content):
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
-    page.wait_for_timeout(300)
+    page.wait_for_function("onPad === 'picture' && element('answer').textContent !== '–'"
+                           " || element('message').textContent !== ''")
     return page.inner_text("#answer")
 
 
@@ -139,11 +140,10 @@ def test_drawings_and_files(opened, digits):
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 40, steps=10)
     page.mouse.up()
-    page.wait_for_timeout(300)
+    page.wait_for_function("element('sure').textContent.includes('sure')")
+    page.wait_for_function("element('spoken').textContent.includes('sure')")  # it has rested
     answer = page.inner_text("#answer")
-    assert answer in TEN and "sure" in page.inner_text("#sure")
-    page.wait_for_timeout(1200)
-    assert page.inner_text("#spoken").startswith(f"{answer}, ")
+    assert answer in TEN and page.inner_text("#spoken").startswith(f"{answer}, ")
     page.click("#clear")
     assert page.inner_text("#answer") == "–"
 
@@ -165,15 +165,13 @@ def test_photos_names_and_camera(settings, opened):
     assert page.locator("#stages p").count() == 4  # whitening, two in the block, dense
     assert page.locator("#stages canvas").count() == 24 + 4 + 4 + 8  # a map of each filter
     page.click("#camera")
-    page.wait_for_timeout(1000)
-    assert page.evaluate("stream !== null && onPad === 'picture'")
+    page.wait_for_function("stream !== null && onPad === 'picture'")
     page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
     assert "taken away" in page.inner_text("#message") and page.inner_text("#answer") == "–"
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => Promise.reject("
                   "new DOMException('', 'NotAllowedError')); }")
     page.click("#camera")
-    page.wait_for_timeout(200)
-    assert "NotAllowedError" in page.inner_text("#message")
+    page.wait_for_function("element('message').textContent.includes('NotAllowedError')")
 
 
 def test_accessibility(opened, digits):
