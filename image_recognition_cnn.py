@@ -1422,16 +1422,17 @@ def from_keras(load, place, **options):
         with contextlib.suppress(OSError):
             os.link(copy, f"{copy}.kept")
     try:
-        loaded = load(**options)
+        return load(**options)
     except Exception as error:  # no internet, a broken file, no room on the disk, ...
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        kept = " (The one that was there is kept, with .kept behind its name.)" if copies else ""
+        kept = " (One that Keras refuses is kept, with .kept behind its name.)" if copies else ""
         stop(f"Keras could not load its file ({reason}): put a copy of it at {home / place} (or "
              f"set KERAS_HOME to the folder that holds {place}).{kept} --dataset digits and "
              "--model cnn need no download.")
-    for copy in copies:
-        pathlib.Path(f"{copy}.kept").unlink(missing_ok=True)
-    return loaded
+    finally:
+        for copy in copies:
+            if copy.exists():
+                pathlib.Path(f"{copy}.kept").unlink(missing_ok=True)
 
 
 def results_folder():
