@@ -28,7 +28,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
-# TensorFlow and Matplotlib look at these while they are loaded.
+# Keras, TensorFlow and Matplotlib look at these while they are loaded.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a faster library for processors
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, but no notes
@@ -171,7 +171,7 @@ def load_data():
         training, test = split(training, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
         training, validation = split(training, share=VALIDATION_SPLIT)
-    if len(training) == 3:  # own pictures; the third are file names, to say which are there twice
+    if len(training) == 3:  # load_own_data gives names as well, to say which are there twice
         warn_of_copies(training, validation, test)
     return training[:2], validation[:2], test[:2], class_names
 
@@ -224,7 +224,7 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     print(f"Without a network: always the commonest class, {np.mean(y_val == commonest):.1%} of "
           f"{len(y_val)} validation images right")
     # Logistic regression: for each class, every pixel is multiplied by a number (a weight) and all
-    # are added up; the largest sum wins. Some images are enough, the same number of each class.
+    # are added up; the largest sum wins. Some images are enough, spread over the classes.
     some = spread_over_classes(y_train, 3000)
     regression = LogisticRegression(C=0.1, tol=0.01)  # C, tol: small weights, stops early
     regression.fit(small_and_flat(x_train[some]), y_train[some])
@@ -697,7 +697,7 @@ def draw_predictions(x, y, probabilities, names, folder):
 
 def choose_samples(labels, probabilities):
     """Return the indices of 30 test images to show, up to 10 mistakes at the end."""
-    order = spread_over_classes(labels, len(labels))  # all of them, so that each class is shown
+    order = spread_over_classes(labels, len(labels))  # class by class, in turn
     is_right = probabilities.argmax(axis=1)[order] == labels[order]
     wrong = order[~is_right][:10]
     return np.concatenate([order[is_right][:30 - len(wrong)], wrong])
@@ -824,7 +824,7 @@ def strongest_parts(maps, images, side):
 # %% 7. Transfer learning: a network that knows a million pictures; not for MODEL "cnn"
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned there are of use for other pictures too. So all its layers but the last are
-# kept as they are (frozen). Only a new last layer, the head, is trained: that takes few pictures.
+# kept as they are (frozen). A new last layer, the head, is trained: for that, few pictures do.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
     "vgg16": (keras.applications.vgg16, "VGG16"),
@@ -895,8 +895,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
 
 
 # %% 8. Your own pictures
-# The folder that the network learns from and the picture it is asked about are read in the same
-# way: a network that is asked in another form than it has learned gives wrong answers.
+# The folder that the network learns from and the picture it is asked about are read by the same
+# function: a network that is asked in another form than it has learned gives wrong answers.
 PARTS = ["train", "val", "test"]
 SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
