@@ -1114,10 +1114,12 @@ def prepare_drawing(picture, image_shape, about):
     height, width, _ = image_shape
     picture.thumbnail((500, 500))
     grey = np.asarray(picture, float)
-    # What differs from the paper is ink. The paper is as bright as most of the neighbourhood, as
-    # the light may fall off: of 16x16 parts, the median of the 15x15 around.
+    # What differs from the paper is ink. The paper is as bright as most of the picture; or, where
+    # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of 9x9 around.
+    sides = [np.median(side) for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
+    around = 9 if np.ptp(sides) > 30 else 31  # 31: all parts
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
-    parts = Image.fromarray(ndimage.median_filter(parts, 15, mode="nearest"))
+    parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
     if -ink.min() > ink.max():
