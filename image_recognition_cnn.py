@@ -1116,9 +1116,9 @@ def prepare_drawing(picture, image_shape, about):
     grey = np.asarray(picture, float)
     # What differs from the paper is ink. The paper is as bright as most of the picture; or, where
     # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of 9x9 around.
-    sides = [np.median(side) for side in (grey[0], grey[-1], grey[:, 0], grey[:, -1])]
-    around = 9 if np.ptp(sides) > 30 else 31  # 31: all parts
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
+    corners = parts[[0, 0, -1, -1], [0, -1, 0, -1]]
+    around = 9 if np.ptp(corners) > 30 else 31  # 31: all parts
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
@@ -1563,8 +1563,7 @@ PAGE = r"""<!doctype html><html lang="en">
   section figure { float: right; margin-left: 1rem; }
   #bars { clear: both; padding: .5rem 0; }
   #bars li { display: grid; grid-template-columns: 1fr 1fr 4rem; gap: .6rem; }
-  meter { width: 100%; }
-  meter::-webkit-meter-optimum-value { background: var(--accent); }
+  meter { width: 100%; } meter::-webkit-meter-optimum-value { background: var(--accent); }
   #seen, details canvas { width: 6rem; border-radius: .4rem; image-rendering: pixelated; }
   details canvas { width: min(11%, 4rem); margin: 1px; }
 </style>
@@ -1581,8 +1580,7 @@ PAGE = r"""<!doctype html><html lang="en">
   <section class="card" aria-label="Answer">
     <figure><figcaption>The network sees</figcaption><canvas id="seen"></canvas></figure>
     <p>The answer</p><p id="answer"></p><p id="sure"></p>
-    <ul id="bars" aria-label="The likeliest classes"></ul>
-    <p id="spoken" role="status"></p>
+    <ul id="bars" aria-label="The likeliest classes"></ul><p id="spoken" role="status"></p>
   </section>
   <details class="card" id="inside" ontoggle="look()"><summary>Look inside the network</summary>
     <p>Each tile is the map of one filter: bright where the filter found what it looks for.</p>
@@ -1688,12 +1686,14 @@ function read(canvas, height, width) {
   });
 }
 
-// How bright the paper is at each pixel: of 16 x 16 parts of the pad, the median of 15 x 15 around.
+// The paper at each pixel: the median of the pad or, in uneven light, of 9 x 9 of 16 x 16 parts.
 function findPaper(height, width) {
   const parts = read(pad, 16, 16);
+  const corners = [parts[0][0], parts[0][15], parts[15][0], parts[15][15]];
+  const isEven = quantile(corners, 1) - quantile(corners, 0) <= 30;
   const medians = makeMaps(16, 16, (row, column) => {
-    const near = makeMaps(15, 15, (i, j) => parts[clip(row + i - 7, 15)][clip(column + j - 7, 15)]);
-    return [quantile(near, 0.5)];
+    const near = makeMaps(9, 9, (i, j) => parts[clip(row + i - 4, 15)][clip(column + j - 4, 15)]);
+    return [quantile(isEven ? parts : near, 0.5)];
   });
   return read(paint(make("canvas"), medians), height, width);  // smoothly enlarged
 }
