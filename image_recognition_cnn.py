@@ -614,8 +614,10 @@ def report(results, probabilities, y_test, class_names, folder):
     low, high = results["test_accuracy_interval"]
     print(f"\nTest accuracy {results['test_accuracy']:.2%} of {len(y_test)} images "
           f"(95 % interval {low:.2%} to {high:.2%}), loss {results['test_loss']:.4f}")
+    is_far = abs(results["mean_confidence"] - results["test_accuracy"]) > 0.05
     print(f"On average it was {results['mean_confidence']:.1%} sure; "
-          f"{results['test_accuracy']:.1%} were right. (Far apart: don't trust its per cents.)")
+          f"{results['test_accuracy']:.1%} were right."
+          f"{' That is far apart: do not trust its per cents.' if is_far else ''}")
     predicted = probabilities.argmax(axis=1)
     options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
     scores = classification_report(y_test, predicted, digits=4, **options)
