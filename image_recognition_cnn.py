@@ -52,7 +52,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 tf.get_logger().setLevel("ERROR")  # it warns of many short predictions, which are meant
-warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # it will move, in time
+warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # its package will change
 
 # %% Settings: change a number, run again, and see what it did
 # dict(...) holds several values. The first name, from left to right, that fits this run counts:
@@ -323,7 +323,7 @@ def build_cnn(x_train, num_classes):
     # it, only the largest number of each map stays (global pooling): was the pattern found, no
     # matter where? Dropout sets a share of the numbers to 0 at random in each step, so that the
     # answer relies on no single one. On CIFAR-10, global pooling without dropout did better in
-    # trainings of 10 epochs (by the validation images); in those of 3 it gives nothing: -0.3?
+    # trainings of 10 epochs (by the validation images); in those of 3, none: -0.3 points?
     if DENSE_UNITS == 0:
         model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192): of the whole map
     model.add(layers.Flatten())  # (192,), or (1728,) without global pooling
@@ -757,8 +757,8 @@ def occlusion_map(model, image, class_index):
             masks.append(mask)
     mean_colour = image.mean(axis=(0, 1)).astype("uint8")
     images = np.where(np.expand_dims(masks, 3), mean_colour, image)  # (masks, height, ...)
-    probabilities = predict(model, images)[:, class_index]  # (masks,)
-    falls = probabilities[0] - probabilities
+    probabilities = predict(model, images)  # (masks, classes)
+    falls = probabilities[0, class_index] - probabilities[:, class_index]  # (masks,)
     # For each pixel the mean of all squares that have covered it (tensordot adds up fall x mask).
     return np.tensordot(falls, masks, axes=1) / np.sum(masks, axis=0)
 
@@ -1120,7 +1120,7 @@ def prepare_drawing(picture, image_shape, about):
     # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of 9x9 around.
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
     corners = parts[[0, 0, -1, -1], [0, -1, 0, -1]]
-    around = 9 if np.ptp(corners) > 30 else 31  # 31: all parts
+    around = 9 if np.ptp(corners) > 30 else 31  # 31 reaches all parts from each
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
@@ -1623,7 +1623,7 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
         const pixel = x[row + i - above]?.[column + j - left] ?? [];  // outside: empty
         for (let k = 0; k < pixel.length; k++) {
           const value = pixel[k];
-          if (value === 0) continue;  // nor here, as often after a ReLU
+          if (value === 0) continue;  // nothing to add, as often after a ReLU
           const start = ((i * columns + j) * channels + k) * filters;
           for (let f = 0; f < filters; f++) sums[f] += value * weights[start + f];
         }

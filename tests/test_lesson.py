@@ -184,7 +184,7 @@ def test_weight_decay_takes_from_weights_but_not_from_offsets_and_scales(setting
         assert np.allclose(variable, 0.95 if variable.name == "kernel" else 1), variable.path
 
 
-def test_evaluation_agrees_with_scikit_learn(settings, tmp_path):
+def test_evaluation_agrees_with_scikit_learn(settings, tmp_path, capsys):
     settings()
     x, y = noise(300, 8, 8, 1), np.arange(300) % 3  # no image is of the last class
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(0.01), layers.Flatten(),
@@ -196,7 +196,10 @@ def test_evaluation_agrees_with_scikit_learn(settings, tmp_path):
     assert results["validation_accuracy"] == accuracy_score(y[:30], answers[:30])
     assert results["test_loss"] == pytest.approx(loss, rel=1e-4)
     assert results["mean_confidence"] == pytest.approx(probabilities.max(axis=1).mean())
-    script.report(results, probabilities, y, ["a", "b", "c", "猫"], tmp_path)
+    for sure in (results["test_accuracy"] + 0.06, results["test_accuracy"] + 0.04):
+        results["mean_confidence"] = sure
+        script.report(results, probabilities, y, ["a", "b", "c", "猫"], tmp_path)
+    assert capsys.readouterr().out.count("far apart") == 1
     assert results["confusion_matrix"] == confusion_matrix(y, answers, labels=range(4)).tolist()
     assert "猫" in (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
     # Newcombe (1998), table I

@@ -127,7 +127,7 @@ def test_drawings_and_files(opened, digits):
         picture = Image.fromarray(image[..., 0]).resize((200, 200), Image.Resampling.BICUBIC)
         picture = ImageOps.expand(ImageOps.invert(picture), 60, 255)
         if i % 2:  # every second one lies half in the shade
-            picture = Image.fromarray((np.linspace(0.4, 1, 320) * picture).astype("uint8"))
+            picture = Image.fromarray((np.linspace(0.15, 1, 320) * picture).astype("uint8"))
         prepared, _ = script.prepare_drawing(picture, (8, 8, 1), DRAWINGS)
         expected = model.predict(prepared[np.newaxis], verbose=0)[0].argmax()
         same += answer_to(page, "pen.png", png(picture)) == str(expected)
