@@ -23,6 +23,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import textwrap
 import time
 import warnings
@@ -65,7 +66,7 @@ warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # its packag
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures (pretrained: of all), 8 to 512
-VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the training images held back, above 0
+VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the training images held back
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # farthest random move of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
@@ -75,7 +76,7 @@ WHITENING = True  # begin with a layer whose filters are computed from the image
 BATCH_NORMALIZATION = True  # keep mean and spread of the numbers between the layers steady
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
 DENSE_UNITS = dict(cifar10=0, others=128)  # neurons of the hidden layer; 0: global pooling instead
-DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to below 1
+DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to 0.99
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, from 1
 BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
@@ -83,7 +84,6 @@ OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
 WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step shrinks weights by this * rate
-LABEL_SMOOTHING = 0.0  # share of each label that is spread over all classes, from 0 to below 1
 FINE_TUNE = 0  # epochs in which the last part of a pretrained MODEL is trained as well, from 0
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
 # results
@@ -93,46 +93,48 @@ PREDICT = []  # pictures to classify with the network of an earlier run, in plac
 
 
 # %% The story on one page
-def main():
+def main(words=()):
     """Train a network, test it, and draw what came out. The chapters follow nearly in order."""
-    settings = read_settings()  # the block above, changed by flags (chapter 10)
-    keras.utils.set_random_seed(SEED)  # the random numbers of Python, NumPy and TensorFlow
-    if PREDICT:
-        return predict_pictures(PREDICT)  # with the network of an earlier run (chapter 8)
-    (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names = load_data()
+    settings = read_settings(words)  # the block above, changed by flags (chapter 10)
+    keras.utils.set_random_seed(settings.SEED)  # the random numbers of Python, NumPy, TensorFlow
+    if settings.PREDICT:
+        return predict_pictures(settings)  # with the network of an earlier run (chapter 8)
+    print("Settings:", ", ".join(f"{name} {value}" for name, value in vars(settings).items()))
+    (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names = load_data(settings)
     names = [textwrap.fill(name, 16) for name in class_names]  # long ones in several lines
+    title = data_title(settings.DATASET)
     # A text that changes with any pixel or label: only runs on the same data can be compared.
-    settings["DATA"] = joblib.hash([x_train, y_train, x_val, y_val, x_test, y_test, class_names])
-    folder = open_results_folder(settings)  # chapter 10
+    data_hash = joblib.hash([x_train, y_train, x_val, y_val, x_test, y_test, class_names])
+    folder = open_results_folder(settings, data_hash)  # chapter 10
 
     describe_data(x_train, y_train, x_val, y_val, x_test, names)
-    draw_training_images(x_train, y_train, names, folder)
+    draw_training_images(x_train, y_train, names, title, folder, settings)
 
-    if MODEL == "cnn":
-        model = build_cnn(x_train, len(names))
+    if settings.MODEL == "cnn":
+        model = build_cnn(x_train, len(names), settings)
         model.summary()
-        history = train(model, x_train, y_train, x_val, y_val, folder,
-                        range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
+        history = train(model, x_train, y_train, x_val, y_val, folder, settings)
     else:  # a network that knows a million photos (chapter 7)
-        model = build_pretrained(x_train.shape[1:], len(names))
-        history = train_pretrained(model, x_train, y_train, x_val, y_val, folder)
-    about = save_model(model, x_train, class_names, folder)  # now, before anything can go wrong
+        model = build_pretrained(x_train.shape[1:], len(names), settings)
+        history = train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings)
+    # Saved now, before anything can go wrong.
+    about = save_model(model, x_train, class_names, settings.DATASET, folder)
 
-    probabilities, results = evaluate(model, x_val, y_val, x_test, y_test)
+    probabilities, results = evaluate(model, x_val, y_val, x_test, y_test, class_names)
     report(results, probabilities, y_test, class_names, folder)
 
-    draw_curves(history, folder)
-    draw_confusion_matrix(results["confusion_matrix"], names, folder)
-    draw_predictions(x_test, y_test, probabilities, names, folder)
-    draw_where_it_looks(model, x_test, y_test, probabilities, names, folder)
-    if MODEL == "cnn":
-        draw_learned_features(model, x_test, y_test, probabilities, names, folder)
+    draw_curves(history, title, folder)
+    draw_confusion_matrix(results["confusion_matrix"], names, title, folder)
+    draw_predictions(x_test, y_test, probabilities, names, title, folder)
+    draw_where_it_looks(model, x_test, y_test, probabilities, names, title, folder)
+    if settings.MODEL == "cnn":
+        draw_learned_features(model, x_test, y_test, probabilities, names, title, folder)
 
-    write_page(model, class_names, about, folder)  # chapter 9
-    write_phone_model(model, x_test, y_test, folder)
-    publish_results(settings, results, history, folder)  # chapter 10
-    record_experiment(settings, results)
-    return model, history, results
+    write_page(model, class_names, about, title, folder)  # chapter 9
+    write_phone_model(model, folder)
+    metrics = publish_results(folder, settings, results, history)  # chapter 10
+    record_experiment(settings, metrics, data_hash)
+    return model, history, metrics
 
 
 # %% 1. Data: images to learn from, images to watch the learning, images for the test
@@ -148,7 +150,7 @@ CLASS_NAMES = {
 }
 
 
-def load_data():
+def load_data(settings):
     """Return three parts and the names of the classes.
 
     A part is a pair: images (number, height, width, channels) uint8, and labels (number,) int. The
@@ -156,35 +158,35 @@ def load_data():
     settings by these. The test images are looked at once, at the end: if you chose settings by
     them, you would find settings that fit just these images, by luck.
     """
-    class_names = CLASS_NAMES.get(DATASET)
+    class_names = CLASS_NAMES.get(settings.DATASET)
     validation = None
     test = None
-    if DATASET == "digits":  # handwritten, from scikit-learn, which has them from 0 to 16
+    if settings.DATASET == "digits":  # handwritten, from scikit-learn, which has them from 0 to 16
         digits = load_digits()
         images = np.round(digits.images * 255 / 16).astype("uint8")  # (1797, 8, 8)
         training = (images[..., np.newaxis], digits.target)  # (1797, 8, 8, 1) and (1797,)
-    elif DATASET in CLASS_NAMES:
-        training, test = load_keras_dataset()
+    elif settings.DATASET in CLASS_NAMES:
+        training, test = load_keras_dataset(settings.DATASET)
     else:
-        training, validation, test, class_names = load_own_data()  # chapter 8
+        training, validation, test, class_names = load_own_data(settings)  # chapter 8
     if test is None:
         training, test = split(training, share=0.2)  # no setting, so that runs can be compared
     if validation is None:
-        training, validation = split(training, share=VALIDATION_SPLIT)
+        training, validation = split(training, share=settings.VALIDATION_SPLIT)
     if len(training) == 3:  # load_own_data gives names as well, to say which are there twice
         warn_of_copies(training, validation, test)
     return training[:2], validation[:2], test[:2], class_names
 
 
-def load_keras_dataset():
+def load_keras_dataset(name):
     """Return the training and the test part of a data set that Keras downloads once."""
     place = {  # in Keras' folder: who has no internet can put a copy there
         "mnist": "datasets/mnist.npz",
         "fashion_mnist": "datasets/fashion-mnist/*.gz",
         "cifar10": "datasets/cifar-10-batches-py-target_archive",
-    }[DATASET]
+    }[name]
     parts = []
-    load = getattr(keras.datasets, DATASET).load_data
+    load = getattr(keras.datasets, name).load_data
     for images, labels in from_keras(load, place):  # chapter 10
         if images.ndim == 3:
             images = images[..., np.newaxis]  # (60000, 28, 28) becomes (60000, 28, 28, 1)
@@ -202,8 +204,8 @@ def split(part, share):
     try:
         pieces = train_test_split(*part, test_size=number, stratify=labels, random_state=0)
     except ValueError as error:
-        stop(f"--dataset {DATASET} can't be split: a share of {share} of {len(labels)} images "
-             f"(test: 0.2; validation: --validation-split {VALIDATION_SPLIT}); {error}.")
+        stop(f"a share of {share} of {len(labels)} images can't be cut off (for the test images it "
+             f"is 0.2, for the validation images VALIDATION_SPLIT): {error}.")
     return pieces[0::2], pieces[1::2]  # of each array come the rest and the cut, in turn
 
 
@@ -245,14 +247,14 @@ def spread_over_classes(labels, number):
     return np.lexsort((labels, occurrence))[:number]
 
 
-def draw_training_images(x_train, y_train, names, folder):
+def draw_training_images(x_train, y_train, names, title, folder, settings):
     """Draw 24 training images, how many each class has, and one image augmented eight times."""
     figure = plt.figure(figsize=(13, 9), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=[3, 1])
     left, right = upper.subfigures(1, 2, width_ratios=[2, 1])
 
     chosen = spread_over_classes(y_train, 24)
-    left.suptitle(f"{data_title()}: {len(chosen)} of {len(x_train):,} training images")
+    left.suptitle(f"{title}: {len(chosen)} of {len(x_train):,} training images")
     draw_grid(left, x_train[chosen], [names[label] for label in y_train[chosen]], columns=6)
 
     axis = right.subplots()
@@ -263,10 +265,11 @@ def draw_training_images(x_train, y_train, names, folder):
     axis.set(title=f"Training images of {len(commonest)} classes", xlabel="number of images")
 
     views = x_train[chosen[:1].repeat(9)].astype("float32")  # (9, height, width, channels)
-    for layer in augmentation_layers(views.shape[1:]):  # moved and mirrored at random (chapter 3)
+    for layer in augmentation_layers(views.shape[1:], settings):  # moves and mirrors (chapter 3)
         views[1:] = layer(views[1:], training=True)
     lower.suptitle("One training image, and what the network gets instead of it in each epoch\n"
-                   f"(SHIFT {SHIFT}, MIRROR {MIRROR}; a pretrained MODEL shifts only in FINE_TUNE)")
+                   f"(SHIFT {settings.SHIFT}, MIRROR {settings.MIRROR}; "
+                   "a pretrained MODEL shifts only in FINE_TUNE)")
     texts = ["the image", *(f"epoch {epoch}" for epoch in range(1, 9))]
     draw_grid(lower, views.round().clip(0, 255).astype("uint8"), texts, columns=9)
     figure.savefig(folder / "training_images.png", dpi=120)
@@ -298,7 +301,7 @@ def draw_grid(figure, images, texts, columns):
 # CIFAR-10 were right, in trainings of 3 epochs with 16, 32, 64 filters. There a plain network has
 # 63.9; with one trick on top of the other it comes to 78. A question mark behind the points: it may
 # be luck, as three runs with the trick and three without it overlap. (Table: tests/BENCHMARK.md.)
-def build_cnn(x_train, num_classes):
+def build_cnn(x_train, num_classes, settings):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
     In: (number, height, width, channels), 0 to 255. Out: (number, num_classes) float32, each row
@@ -307,36 +310,37 @@ def build_cnn(x_train, num_classes):
     """
     model = keras.Sequential(name="cnn")
     model.add(keras.Input(x_train.shape[1:]))  # (32, 32, 3)
-    for layer in augmentation_layers(x_train.shape[1:]):
+    for layer in augmentation_layers(x_train.shape[1:], settings):
         model.add(layer)  # (32, 32, 3), only in training
     # (pixel - mean) / standard deviation, for each channel: so the model takes raw pixels.
     normalization = layers.Normalization()
     normalization.adapt(every_kth(x_train, 10_000_000))  # measures mean and standard deviation
     model.add(normalization)  # (32, 32, 3)
-    if WHITENING:
+    if settings.WHITENING:
         some_images = normalization(every_kth(x_train, 3_000_000))  # a layer works like a function
         model.add(whitening_layer(some_images))  # (31, 31, 24): 2 pixels fit at 31 places in 32
-    for number, filters in enumerate(FILTERS, start=1):
-        add_block(model, filters, f"block_{number}")  # (15, 15, 32), (7, 7, 96), (3, 3, 192)
+    for number, filters in enumerate(settings.FILTERS, start=1):
+        # (15, 15, 32), (7, 7, 96), (3, 3, 192)
+        add_block(model, filters, f"block_{number}", settings)
     # Now the maps become one row of numbers. A hidden dense layer gets all of them: each neuron
     # looks at all maps and all places, and of a digit, the place of a stroke says a lot. Without
     # it, only the largest number of each map stays (global pooling): was the pattern found, no
     # matter where? Dropout sets a share of the numbers to 0 at random in each step, so that the
     # answer relies on no single one. On CIFAR-10, global pooling without dropout did better in
     # trainings of 10 epochs (by the validation images); in those of 3, none: -0.3 points?
-    if DENSE_UNITS == 0:
-        model.add(layers.MaxPooling2D(model.output_shape[1:3]))  # (1, 1, 192): of the whole map
-    model.add(layers.Flatten())  # (192,), or (1728,) without global pooling
-    if DENSE_UNITS > 0:
-        model.add(layers.Dense(DENSE_UNITS, activation="relu"))  # (128,), but not on CIFAR-10
-    model.add(layers.Dropout(DROPOUT))  # the same shape, only in training
+    if settings.DENSE_UNITS == 0:
+        model.add(layers.GlobalMaxPooling2D())  # (192,)
+    else:
+        model.add(layers.Flatten())  # (1728,)
+        model.add(layers.Dense(settings.DENSE_UNITS, activation="relu"))  # (128,)
+    model.add(layers.Dropout(settings.DROPOUT))  # the same shape, only in training
     model.add(layers.Dense(num_classes, activation="softmax"))  # (10,)
-    if IDENTITY_START:
+    if settings.IDENTITY_START:
         start_as_identity(model)
     return model
 
 
-def augmentation_layers(image_shape):
+def augmentation_layers(image_shape, settings):
     """Return the layers that move and mirror the training images at random.
 
     So the network sees many views of each image, and learns it by heart less easily: +0.7 points?
@@ -344,14 +348,14 @@ def augmentation_layers(image_shape):
     for digits.
     """
     height, width, _ = image_shape
-    if SHIFT >= min(height, width):
-        stop(f"--shift {SHIFT} is too much: the images have {height}x{width} pixels.")
+    if settings.SHIFT >= min(height, width):
+        stop(f"--shift {settings.SHIFT} is too much: the images have {height}x{width} pixels.")
     result = []
-    if SHIFT > 0:
+    if settings.SHIFT > 0:
         # As a share of height and width; what becomes free is filled with the mirrored edge.
         result.append(layers.RandomTranslation(
-            SHIFT / height, SHIFT / width, interpolation="nearest", name="shift"))
-    if MIRROR:
+            settings.SHIFT / height, settings.SHIFT / width, interpolation="nearest", name="shift"))
+    if settings.MIRROR:
         result.append(layers.RandomFlip("horizontal", name="mirror"))
     return result
 
@@ -392,7 +396,7 @@ def whitening_layer(images):
     return layer
 
 
-def add_block(model, filters, name):
+def add_block(model, filters, name, settings):
     """Add layers from maps (height, width, any) to maps (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that the second one works on a quarter of
@@ -408,17 +412,17 @@ def add_block(model, filters, name):
     """
     height, width = model.output_shape[1:3]
     if min(height, width) < 4:  # 3x3 becomes 1x1: a 3x3 filter on it sees eight zeros
-        stop(f"{name} (--filters {FILTERS}) gets maps of {height}x{width} pixels, but it takes 4x4 "
-             "or more, as each block halves them: give fewer filters, or larger images.")
-    with_bias = not BATCH_NORMALIZATION  # a bias is an offset; batch normalization has its own
+        stop(f"{name} (--filters {settings.FILTERS}) gets maps of {height}x{width} pixels, but it "
+             "takes 4x4 or more, as each block halves them: give fewer filters, or larger images.")
+    with_bias = not settings.BATCH_NORMALIZATION  # which has an offset of its own
     # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (h, w, filters)
     model.add(layers.MaxPooling2D())  # (h // 2, w // 2, filters), from here on
-    if BATCH_NORMALIZATION:
+    if settings.BATCH_NORMALIZATION:
         model.add(layers.BatchNormalization(momentum=0.6))
     model.add(layers.ReLU())
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))
-    if BATCH_NORMALIZATION:
+    if settings.BATCH_NORMALIZATION:
         model.add(layers.BatchNormalization(momentum=0.6))
     model.add(layers.ReLU(name=name))  # chapter 6 finds the block's maps by this name
 
@@ -451,23 +455,29 @@ def start_as_identity(model):
 # 4. Update: the optimizer moves each weight a small step in the direction that lowers the loss.
 # 5. The next 128 images. After 375 steps all 48,000 training images (50,000 less 4 %) have been
 #    seen once: that is one epoch.
-def train(model, x_train, y_train, x_val, y_val, folder, epochs, highest_rate, weight_decay):
-    """Train the model for a range of epochs; return its history, as `fit` does.
+def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0):
+    """Train the model; return its history, a table (pandas DataFrame) with a row for each epoch.
 
-    x_train, x_val: images, or in chapter 7 a row of numbers for each image.
+    x_train, x_val: images, or in chapter 7 a row of features for each image.
     """
     num_classes = model.output_shape[1]
-    training = batches(x_train, y_train, num_classes, shuffled=True)
-    validation = batches(x_val, y_val, num_classes)
-    rate = learning_rate_schedule(len(epochs) * len(training), highest_rate)
-    # Label smoothing asks for less than certainty (Szegedy et al., 2016): -0.2 points? It is off.
-    loss = keras.losses.CategoricalCrossentropy(label_smoothing=LABEL_SMOOTHING)
+    training = batches(x_train, y_train, num_classes, settings, shuffled=True)
+    validation = batches(x_val, y_val, num_classes, settings)
+    rate = learning_rate_schedule((settings.EPOCHS - first_epoch) * len(training), settings)
     # compile: with which optimizer and which loss the model is trained, and what is measured
-    model.compile(make_optimizer(rate, weight_decay), loss, metrics=["accuracy"])
-    return fit(model, training, validation, epochs, folder)
+    model.compile(make_optimizer(rate, settings), "categorical_crossentropy", metrics=["accuracy"])
+    # first_epoch, or with --resume the number of epochs that were finished (chapter 10)
+    start = restore_weights(model, folder, settings, first_epoch, len(training))
+    try:  # the batches are shuffled already; verbose: 1 a moving bar, 2 a line for each epoch
+        model.fit(training, validation_data=validation, initial_epoch=start,
+                  epochs=settings.EPOCHS, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
+                  callbacks=after_each_epoch(model, folder, settings, first_epoch))
+    except KeyboardInterrupt:
+        print("\nCtrl-C ends the training. What was learned so far is tested, drawn and saved.")
+    return read_history(folder, settings)
 
 
-def batches(images, labels, num_classes, shuffled=False):
+def batches(images, labels, num_classes, settings, shuffled=False):
     """Return a tf.data.Dataset of batches: images, and one-hot labels.
 
     One-hot: with four classes, 0 to 3, the label 2 becomes 0, 0, 1, 0: a probability for each.
@@ -477,23 +487,24 @@ def batches(images, labels, num_classes, shuffled=False):
     one_hot = keras.utils.to_categorical(labels, num_classes)  # (number, num_classes) float32
     dataset = tf.data.Dataset.from_tensor_slices((images, one_hot))
     if shuffled:
-        dataset = dataset.shuffle(len(images), seed=SEED)
-    dataset = dataset.batch(min(BATCH_SIZE, len(images)), drop_remainder=shuffled)
+        dataset = dataset.shuffle(len(images), seed=settings.SEED)
+    dataset = dataset.batch(min(settings.BATCH_SIZE, len(images)), drop_remainder=shuffled)
     options = tf.data.Options()
     options.autotune.enabled = False  # tuning its own speed, it can hold up an epoch's end
     return dataset.with_options(options)
 
 
-def learning_rate_schedule(steps, highest):
+def learning_rate_schedule(steps, settings):
     """Return the learning rate, the size of the steps: a number, or a function of the steps done.
 
-    `highest` is the largest rate, found by trying (half or twice as much is hardly worse).
+    LEARNING_RATE is the largest one, found by trying (half or twice as much is hardly worse).
     "cosine": it rises over the first fifth of the steps, because the first gradients, of an
     untrained network, point in poor directions (warm-up; Goyal et al., 2017). Then it falls to 0
     along half a cosine wave, so that the weights come to rest (Loshchilov and Hutter, 2017): +2.4
     points. The curve is stretched over all epochs, so 5 are not the first 5 of 30.
     """
-    if SCHEDULE == "constant":
+    highest = settings.LEARNING_RATE
+    if settings.SCHEDULE == "constant":
         return highest
     warmup_steps = max(1, steps // 5)
     return keras.optimizers.schedules.CosineDecay(
@@ -501,7 +512,7 @@ def learning_rate_schedule(steps, highest):
         warmup_steps=warmup_steps, decay_steps=max(1, steps - warmup_steps))
 
 
-def make_optimizer(learning_rate, weight_decay):
+def make_optimizer(learning_rate, settings):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
     SGD, stochastic gradient descent: weight = weight - rate x gradient. Momentum: in place of that
@@ -512,75 +523,32 @@ def make_optimizer(learning_rate, weight_decay):
     Weight decay makes the weights a little smaller in each step, so that only those that are needed
     stay large: +1.1 points? (Directly, not as a part of the loss: Loshchilov and Hutter, 2019.)
     """
-    if OPTIMIZER == "adam":
-        optimizer = keras.optimizers.Adam(learning_rate, weight_decay=weight_decay)
+    if settings.OPTIMIZER == "adam":
+        optimizer = keras.optimizers.Adam(learning_rate, weight_decay=settings.WEIGHT_DECAY)
     else:
         optimizer = keras.optimizers.SGD(
-            learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+            learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.WEIGHT_DECAY)
     # Offsets (bias, beta) and scales (gamma) are few and do not learn images by heart: no decay.
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
 
 
-def fit(model, training, validation, epochs, folder):
-    """Train a compiled model; return its history, a table (pandas DataFrame), one row per epoch.
-
-    training, validation: batches. epochs: a range. After each epoch the table is in the folder
-    (after long ones, the curves, too), and RESUME goes on from there. The last epoch's weights are
-    kept, not the best one's: under a rate near 0, the last epochs differ only by luck.
-    """
-    table = folder / "history.csv"
-    ends = [time.perf_counter()]
-
-    def after_epoch(epoch, logs):  # logs: a dict of accuracy, loss, val_accuracy, val_loss
-        ends.append(time.perf_counter())
-        row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
-               "seconds": round(ends[-1] - ends[-2], 2)}
-        # With RESUME an epoch may be done again: its old row, number `epoch`, is left out.
-        earlier = pd.read_csv(table)[:epoch] if epoch > 0 else None
-        history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
-        history.to_csv(table, index=False)
-        if row["seconds"] > 10:  # drawing takes about one
-            draw_curves(history, folder)  # chapter 6
-            plt.close()
-            print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
-
-    place = folder / "resume" / f"from_epoch_{epochs.start}"  # one for each call (chapter 7: two)
-    after_each_epoch = [
-        callbacks.LambdaCallback(on_epoch_end=after_epoch),
-        # Keeps the weights for RESUME: of the last two epochs, as one may be half written.
-        callbacks.BackupAndRestore(place, double_checkpoint=True, delete_checkpoint=False),
-        callbacks.TerminateOnNaN()]  # ends the training when the loss is no number
-    try:  # steps 1 to 5; the batches are shuffled already; verbose: 1 a moving bar, 2 lines
-        model.fit(training, validation_data=validation, initial_epoch=epochs.start,
-                  epochs=epochs.stop, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
-                  callbacks=after_each_epoch)
-    except KeyboardInterrupt:
-        if not table.exists():
-            stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
-        print("\nCtrl-C ends the training. What was learned so far is tested, drawn and saved.")
-    history = pd.read_csv(table)
-    if not np.isfinite(history["loss"].iloc[-1]):
-        table.unlink()  # RESUME shall not go on with this
-        stop(f"The loss became NaN (not a number), as the steps were too large: try "
-             f"--learning-rate {LEARNING_RATE / 10:g}.")
-    return history
-
-
 # %% 5. Test: the one look at the test images
 def predict(model, images, verbose=0):
     """Return what the model says of images (number, height, width, channels), raw pixels."""
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(256 if MODEL == "cnn" else 32)
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(256 if model.name == "cnn" else 32)
     return model.predict(dataset, verbose=verbose)  # (number, num_classes) float32, probabilities
 
 
-def evaluate(model, x_val, y_val, x_test, y_test):
+def evaluate(model, x_val, y_val, x_test, y_test, class_names):
     """Test the model; return probabilities (test images, classes), and a dict of results."""
     val_right = predict(model, x_val).argmax(axis=1) == y_val  # (number of validation images,) bool
     probabilities = predict(model, x_test)
-    right = probabilities.argmax(axis=1) == y_test
+    predicted = probabilities.argmax(axis=1)
+    right = predicted == y_test
     # "Sparse" means that it takes class numbers in place of one-hot labels.
     losses = keras.losses.sparse_categorical_crossentropy(y_test, probabilities)  # (number,)
+    classes = range(len(class_names))
     return probabilities, {
         "validation_accuracy": float(val_right.mean()),
         "validation_images": len(y_val),
@@ -590,6 +558,9 @@ def evaluate(model, x_val, y_val, x_test, y_test):
         "test_loss": float(np.mean(losses)),
         "mean_confidence": float(probabilities.max(axis=1).mean()),
         "parameters": model.count_params(),
+        "classes": classification_report(y_test, predicted, labels=classes, zero_division=0,
+                                         target_names=class_names, output_dict=True),
+        "confusion_matrix": confusion_matrix(y_test, predicted, labels=classes).tolist(),
     }
 
 
@@ -604,7 +575,7 @@ def interval_of(right, number):
 
 
 def report(results, probabilities, y_test, class_names, folder):
-    """Print accuracy and scores, write classification_report.txt, add scores to the results.
+    """Print accuracy, loss and the scores of each class; write classification_report.txt.
 
     Precision: of the images called a cat, the share that are cats. Recall: of the cats, the share
     that are called a cat. F1 score: one number for both, 2 x precision x recall / (precision +
@@ -617,23 +588,19 @@ def report(results, probabilities, y_test, class_names, folder):
     is_far = abs(results["mean_confidence"] - results["test_accuracy"]) > 0.05
     print(f"On average it was {results['mean_confidence']:.1%} sure; "
           f"{results['test_accuracy']:.1%} were right."
-          f"{' That is far apart: do not trust its per cents.' if is_far else ''}")
-    predicted = probabilities.argmax(axis=1)
-    options = {"labels": range(len(class_names)), "target_names": class_names, "zero_division": 0}
-    scores = classification_report(y_test, predicted, digits=4, **options)
+          f"{' That is far apart: do not trust its percentages.' if is_far else ''}")
+    scores = classification_report(y_test, probabilities.argmax(axis=1), digits=4, zero_division=0,
+                                   labels=range(len(class_names)), target_names=class_names)
     print(f"\n{scores}")
     (folder / "classification_report.txt").write_text(scores, encoding="utf-8")
-    results["classes"] = classification_report(y_test, predicted, output_dict=True, **options)
-    counts = confusion_matrix(y_test, predicted, labels=range(len(class_names)))
-    results["confusion_matrix"] = counts.tolist()
 
 
 # %% 6. Pictures of what came out: look at them before you read on, they say what they show
-def draw_curves(history, folder):
+def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as `fit` returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
     figure.suptitle(
-        f"{data_title()}: how the training went\nTraining: the mean over the epoch, while the "
+        f"{title}: how the training went\nTraining: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation: at "
         "its end.\nWhere training improves and validation does not, it learns by heart. The "
         "network of the last epoch is kept, not that of the best.", fontsize=11)
@@ -648,14 +615,14 @@ def draw_curves(history, folder):
     axes[2].plot(epochs, history["learning_rate"], "D-", color="C2")
     titles = ["Accuracy: share of right answers", "Loss: what the training makes small",
               "Learning rate: size of a step, at the end of the epoch"]
-    for axis, title in zip(axes, titles):
-        axis.set_title(title, fontsize=11)
+    for axis, text in zip(axes, titles):
+        axis.set_title(text, fontsize=11)
         axis.set(xlabel="epoch (one pass over the training images)", xlim=(0.5, len(epochs) + 0.5))
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     figure.savefig(folder / "accuracy_loss_curves.png", dpi=120)
 
 
-def draw_confusion_matrix(counts, names, folder):
+def draw_confusion_matrix(counts, names, title, folder):
     """Draw which class is taken for which; counts: (true class, predicted class) int."""
     counts = np.array(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
@@ -675,26 +642,28 @@ def draw_confusion_matrix(counts, names, folder):
     if max(len(name) for name in names) > 3:
         plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     axis.set(xlabel="predicted class (what the network says)", ylabel="true class (what it is)")
-    axis.set_title(f"{data_title()}: which class is taken for which?\nOn the diagonal: the right "
+    axis.set_title(f"{title}: which class is taken for which?\nOn the diagonal: the right "
                    f"answers, {np.trace(counts) / counts.sum():.2%} of {counts.sum():,} test images"
                    f"\n{worst if mistakes.any() else 'No mistake'}")
     figure.savefig(folder / "confusion_matrix.png", dpi=120)
 
 
-def draw_predictions(x, y, probabilities, names, folder):
+def draw_predictions(x, y, probabilities, names, title, folder):
     """Draw 30 test images with the answers, and the wrong answers of which the network was surest.
 
     x: (number, height, width, channels) uint8. y: (number,) int. probabilities: (number, classes).
     """
     chosen = choose_samples(y, probabilities)
     draw_answers(x[chosen], y[chosen], probabilities[chosen], names,
-                 "test images, the last of them mistakes", folder / "sample_predictions.png")
+                 f"{title}: test images, the last of them mistakes",
+                 folder / "sample_predictions.png")
 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     surest = wrong[np.argsort(-probabilities[wrong].max(axis=1))[:30]]  # argsort: smallest first
     draw_answers(x[surest], y[surest], probabilities[surest], names,
-                 f"{len(wrong):,} answers to {len(y):,} test images are wrong, the surest first. "
-                 "Is it always the network that is wrong?", folder / "confident_mistakes.png")
+                 f"{title}: {len(wrong):,} answers to {len(y):,} test images are wrong, the surest "
+                 "first. Is it always the network that is wrong?",
+                 folder / "confident_mistakes.png")
 
 
 def choose_samples(labels, probabilities):
@@ -709,7 +678,7 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
     """Draw test images six in a row, with what the network says; heats: of occlusion_map."""
     figure = plt.figure(figsize=(12, 2.4 * math.ceil(len(images) / 6) + 1.4), layout="constrained")
     figure.suptitle(
-        f"{data_title()}: {headline}\nAbove each: what the network says, how sure it is, and what "
+        f"{headline}\nAbove each: what the network says, how sure it is, and what "
         "is true. ✓ blue frame: right. ✗ thick orange frame: wrong.", fontsize=11)
     predicted = probabilities.argmax(axis=1)
     texts = []
@@ -726,14 +695,14 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
     figure.savefig(path, dpi=120)
 
 
-def draw_where_it_looks(model, x, y, probabilities, names, folder):
+def draw_where_it_looks(model, x, y, probabilities, names, title, folder):
     """Draw test images, and how far the probability of the answer falls if a part is covered."""
     chosen = choose_samples(y, probabilities)
     heats = [occlusion_map(model, x[i], probabilities[i].argmax()) for i in chosen]
     headline = (
-        "where it looks\nA square covers one part of the image after the other. Yellow, on the "
-        "image in grey: with this part covered, the network is much less sure\n(strongest yellow: "
-        f"by {100 * max(0.1, np.max(heats)):.0f} points). No yellow: no part alone decides.")
+        f"{title}: where it looks\nA square covers one part of the image after the other. Yellow, "
+        "on the image in grey: with this part covered, the network is much less sure\n(strongest "
+        f"yellow: by {100 * max(0.1, np.max(heats)):.0f} points). No yellow: no part alone decides.")
     grey = x[chosen].mean(axis=3, keepdims=True).astype("uint8")
     draw_answers(grey, y[chosen], probabilities[chosen], names, headline,
                  folder / "where_it_looks.png", heats)
@@ -763,7 +732,7 @@ def occlusion_map(model, image, class_index):
     return np.tensordot(falls, masks, axes=1) / np.sum(masks, axis=0)
 
 
-def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
+def draw_learned_features(model, x_test, y_test, probabilities, names, title, folder):
     """Draw the first filters, the blocks' maps of one image, and what excites them most.
 
     Filters behind the first layer can't be looked at: they work on maps, not on colours. But one
@@ -774,7 +743,7 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, folder):
     surest = np.argmax(probabilities.max(axis=1) * is_right)  # of the right answers
     images = x_test[[surest, *spread_over_classes(y_test, 500)]]
     figure = plt.figure(figsize=(12, 2 + 4.7 * len(blocks)), layout="constrained")
-    figure.suptitle(f"{data_title()}: what the layers look for, from first to last")
+    figure.suptitle(f"{title}: what the layers look for, from first to last")
     top, *parts = figure.subfigures(1 + len(blocks), 1, height_ratios=[1.5] + [4.7] * len(blocks))
 
     first = next(layer for layer in model.layers if isinstance(layer, layers.Conv2D))
@@ -834,22 +803,23 @@ PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al.,
 }
 
 
-def build_pretrained(image_shape, num_classes, weights="imagenet"):
+def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
     """Return a network that knows ImageNet, with a new head. It takes raw pixels, as the CNN does.
 
     The shapes are those of CIFAR-10 and MobileNetV2. weights: "imagenet", or None (random).
     """
-    module, name = PRETRAINED[MODEL]
-    base = from_keras(getattr(module, name), f"models/{MODEL.partition('_')[0]}*.h5",
-                      weights=weights, include_top=False, input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3))
+    module, name = PRETRAINED[settings.MODEL]
+    size = settings.IMAGE_SIZE
+    base = from_keras(getattr(module, name), f"models/{settings.MODEL.partition('_')[0]}*.h5",
+                      weights=weights, include_top=False, input_shape=(size, size, 3))
     base.trainable = False  # frozen. (Its top, the last layer, was left out.)
     # Another way to build: a layer that is called on x gives what comes out of it, and
     # keras.Model(start, end) makes a network of all that lies between.
     pixels = keras.Input(image_shape)  # (32, 32, 3)
     x = pixels
-    for layer in augmentation_layers(image_shape):
+    for layer in augmentation_layers(image_shape, settings):
         x = layer(x)  # (32, 32, 3), only in fine-tuning
-    x = layers.Resizing(IMAGE_SIZE, IMAGE_SIZE)(x)  # (96, 96, 3)
+    x = layers.Resizing(size, size)(x)  # (96, 96, 3)
     if image_shape[2] == 1:
         x = layers.Concatenate()([x, x, x])  # grey becomes three equal colours
     x = module.preprocess_input(x)  # (96, 96, 3), in the numbers that it was trained with
@@ -861,27 +831,28 @@ def build_pretrained(image_shape, num_classes, weights="imagenet"):
     features = keras.Model(pixels, x, name="features")
     head = keras.Sequential([
         keras.Input(features.output_shape[1:]),
-        layers.Dropout(DROPOUT),  # (1280,), only in training
+        layers.Dropout(settings.DROPOUT),  # (1280,), only in training
         layers.Dense(num_classes, activation="softmax"),  # (10,)
     ], name="head")
-    return keras.Sequential([keras.Input(image_shape), features, head], name=MODEL)
+    return keras.Sequential([keras.Input(image_shape), features, head], name=settings.MODEL)
 
 
-def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
+def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
     features, head = model.layers  # parts of the model: what the head learns, the model knows
     # The frozen part gives a picture the same numbers in every epoch, so each picture (and each
     # mirrored one) goes through it only once. Then the head is trained alone, on these numbers.
-    views = [x_train, x_train[:, :, ::-1]] if MIRROR else [x_train]  # left and right swapped
-    print(f"{MODEL} looks at all pictures:")
+    views = [x_train]
+    if settings.MIRROR:
+        views.append(x_train[:, :, ::-1])  # left and right swapped
+    print(f"{settings.MODEL} looks at all pictures:")
     progress = 1 if sys.stdout.isatty() else 2  # a moving bar, or a line
     # float16: half of the memory
     f_train = [predict(features, view, progress).astype("float16") for view in views]
     f_val = predict(features, x_val, progress).astype("float16")  # (number, 1280)
     labels = np.tile(y_train, len(views))  # the labels, once for each view
-    history = train(head, np.concatenate(f_train), labels, f_val, y_val, folder,
-                    range(EPOCHS), LEARNING_RATE, WEIGHT_DECAY)
-    if FINE_TUNE > 0 and len(history) >= EPOCHS:  # fewer: ended by Ctrl-C
+    history = train(head, np.concatenate(f_train), labels, f_val, y_val, folder, settings)
+    if settings.FINE_TUNE > 0 and len(history) >= settings.EPOCHS:  # fewer: ended by Ctrl-C
         # The last third of the base's layers learns, but not batch normalization: its scales and
         # offsets belong to its averages over a million pictures (Chollet, 2020).
         base = next(layer for layer in features.layers if isinstance(layer, keras.Model))
@@ -891,8 +862,11 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder):
             if is_early or isinstance(layer, layers.BatchNormalization):
                 layer.trainable = False
         # Small steps, so that little is forgotten, and no decay of what was learned before.
-        history = train(model, x_train, y_train, x_val, y_val, folder,
-                        range(EPOCHS, EPOCHS + FINE_TUNE), 1e-5, 0.0)
+        fine = argparse.Namespace(**vars(settings))  # a copy
+        fine.LEARNING_RATE = 1e-5
+        fine.WEIGHT_DECAY = 0.0
+        fine.EPOCHS = settings.EPOCHS + settings.FINE_TUNE
+        history = train(model, x_train, y_train, x_val, y_val, folder, fine, settings.EPOCHS)
     return history
 
 
@@ -904,25 +878,26 @@ SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out wi
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
 
-def load_own_data():
+def load_own_data(settings):
     """Return the three parts of a folder or an .npz file, and the class names.
 
     A part is (images uint8, labels int, names of the images), or None: to be cut from the first.
     """
-    path = pathlib.Path(DATASET)
+    dataset = settings.DATASET
+    path = pathlib.Path(dataset)
     if path.is_dir():
-        parts = read_folder(path)
+        parts = read_folder(path, settings.IMAGE_SIZE, settings.OUTPUT_DIR)
     elif path.is_file() and path.suffix.lower() == ".npz":
         parts = read_npz(path)
     else:
-        stop(f"--dataset {DATASET} {'is none of these' if path.exists() else 'is not there'}: it "
+        stop(f"--dataset {dataset} {'is none of these' if path.exists() else 'is not there'}: it "
              f"takes {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for each "
              "class, or an .npz file with x_train and y_train.")
     sizes = {part: pd.Series(labels).value_counts() for part, (_, labels, _) in parts.items()}
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
     if few or len(sizes) < 2:
-        stop(f"--dataset {DATASET} has {len(sizes)} classes, of which have fewer than 3 training "
+        stop(f"--dataset {dataset} has {len(sizes)} classes, of which have fewer than 3 training "
              f"images: {first_few(few)}. It takes 2 classes or more, of 3 images or more each.")
     class_names = list(sizes.index)
     if all(name.isdecimal() for name in class_names):
@@ -930,12 +905,12 @@ def load_own_data():
     for part, (images, labels, names) in parts.items():
         absent = list(sizes.index[sizes[part] == 0])
         if absent:
-            warn(f"the {part} part of {DATASET} has no images of {first_few(absent)}.")
+            warn(f"the {part} part of {dataset} has no images of {first_few(absent)}.")
         # Black pictures, or values from 0 to 1: real images differ by far more than 4 of 255.
         share = np.mean(np.ptp(images, axis=(1, 2, 3)) < 4)
         if share >= 0.1:
             say = stop if share >= 0.9 else warn
-            say(f"{share:.0%} of the {part} images of {DATASET} are of one shade (values from "
+            say(f"{share:.0%} of the {part} images of {dataset} are of one shade (values from "
                 f"{images.min()} to {images.max()} of 0 to 255).")
         parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
     if "test" not in parts:  # a second part is the test part, called val or test
@@ -970,14 +945,14 @@ def read_npz(path):
     return parts
 
 
-def read_folder(folder):
+def read_folder(folder, image_size, output_dir):
     """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz.
 
     A folder around class folders is a part if its name holds train, val or test: training_set is,
     and seg_train/seg_train.
     """
-    if pathlib.Path(OUTPUT_DIR).resolve().is_relative_to(folder.resolve()):
-        stop(f"--output-dir {OUTPUT_DIR} lies in the data set {folder}: name a folder outside.")
+    if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
+        stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
     groups = {}  # the files by the folder around their class folder
     for path in files_in(folder):
         groups.setdefault(path.parent.parent, []).append(path)
@@ -991,7 +966,7 @@ def read_folder(folder):
              f"one val and one test, of these: {first_few([around for _, around in found])}.")
     parts = {}
     for part, around in folders.items():
-        images, paths = read_pictures(groups.pop(around, []), (IMAGE_SIZE, IMAGE_SIZE, 3))
+        images, paths = read_pictures(groups.pop(around, []), (image_size, image_size, 3))
         if not paths:
             stop(f"there are no pictures in folders of {around}: make one for each class.")
         print(f"{len(paths)} pictures for {part} in {around}")
@@ -1143,16 +1118,16 @@ def prepare_drawing(picture, image_shape, about):
     return np.asarray(image).reshape(image_shape), remark
 
 
-def predict_pictures(words):
+def predict_pictures(settings):
     """Classify picture files with the network of an earlier run; print the likeliest classes.
 
-    words: files, folders and wildcards. Draws predictions.png, the pictures as the network was
+    PREDICT: files, folders and wildcards. Draws predictions.png, the pictures as the network was
     given them. Ends with exit status 1 if a file could not be read.
     """
-    folder = results_folder()
-    model, about = load_trained_model(folder)
+    folder = results_folder(settings)
+    model, about = load_trained_model(folder, settings.DATASET)
     paths = []
-    for word in words:
+    for word in settings.PREDICT:
         # Windows hands on a wildcard such as *.jpg as it is.
         for name in sorted(glob.glob(word, recursive=True)) or [word]:
             path = pathlib.Path(name)
@@ -1178,17 +1153,17 @@ def predict_pictures(words):
 
 
 # %% 9. Out of the script: the trained network, a page for the browser, and a file for phones
-def save_model(model, x_train, class_names, folder):
+def save_model(model, x_train, class_names, dataset, folder):
     """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
-    about = {"dataset": full_name(), "class_names": class_names, "versions": VERSIONS,
+    about = {"dataset": full_name(dataset), "class_names": class_names, "versions": VERSIONS,
              **describe_drawings(x_train)}
     (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     (folder / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
     return about
 
 
-def load_trained_model(folder):
+def load_trained_model(folder, dataset):
     """Return the model of an earlier run, and what save_model wrote beside it."""
     about = {"versions": "unknown versions"}
     try:
@@ -1196,7 +1171,7 @@ def load_trained_model(folder):
         model = keras.models.load_model(folder / "model.keras")  # runs no code of the file
     except Exception as error:  # no file, a broken file, another Keras, ...
         stop(f"--predict finds no network in {folder} that it can read ({str(error)[:300]}; saved "
-             f"with {about['versions']}, here {VERSIONS}): first run --dataset {DATASET} alone.")
+             f"with {about['versions']}, here {VERSIONS}): first run --dataset {dataset} alone.")
     return model, about
 
 
@@ -1224,6 +1199,8 @@ def network_steps(model):
             add("scale", [channels], [scale, offset])
         elif kind == "MaxPooling2D" and layer.strides == layer.pool_size:
             add("pooling", layer.pool_size)
+        elif kind == "GlobalMaxPooling2D":
+            add("pooling", maps[:2])
         elif kind in ("Conv2D", "Dense") and getattr(layer, "strides", (1, 1)) == (1, 1):
             # A dense layer is a convolution with filters as large as the maps before it.
             shape = layer.kernel.shape if kind == "Conv2D" else (*maps, channels)
@@ -1239,13 +1216,13 @@ def network_steps(model):
     return steps
 
 
-def write_page(model, class_names, about, folder):
+def write_page(model, class_names, about, title, folder):
     """Write try_it.html, the page that recognizes pictures with this model in a browser."""
     try:
         steps = network_steps(model)
     except ValueError as error:
         return warn(f"no try_it.html, which is for networks as those of MODEL cnn: {error}.")
-    content = {"title": data_title(), "class_names": class_names, "steps": steps,
+    content = {"title": title, "class_names": class_names, "steps": steps,
                "input_shape": model.input_shape[1:], "parameters": model.count_params(),
                "white_on_black": about["white_on_black"], "ink_share": about["ink_share"]}
     # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
@@ -1254,8 +1231,8 @@ def write_page(model, class_names, about, folder):
     (folder / "try_it.html").write_text(page, encoding="utf-8")
 
 
-def write_phone_model(model, x_test, y_test, folder):
-    """Write model.tflite, in the format of LiteRT (once TensorFlow Lite), and compare its answers.
+def write_phone_model(model, folder):
+    """Write model.tflite, the network in the format of LiteRT (once TensorFlow Lite).
 
     It takes raw pixels 0 to 255, (1, height, width, channels) float32, and gives (1, classes).
     A failure is one sentence: it never ends the run.
@@ -1263,8 +1240,6 @@ def write_phone_model(model, x_test, y_test, folder):
     path = folder / "model.tflite"
     # One image, not any number: phones ask for one.
     one_image = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
-    some = x_test[spread_over_classes(y_test, 100)]
-    on_phone = []  # the probabilities of each image
     try:
         model.export(
             path, format="litert", verbose=False, input_signature=[one_image],
@@ -1273,45 +1248,36 @@ def write_phone_model(model, x_test, y_test, folder):
                 "supported_types": [tf.float16],  # weights of 16 bits: half the file
                 "supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS],  # what every phone knows
             })
-        ask = tf.lite.Interpreter(str(path)).get_signature_runner()
-        [asked] = ask.get_input_details()
-        for image in some.astype("float32"):
-            [answer] = ask(**{asked: image[np.newaxis]}).values()
-            on_phone.append(answer[0])
     except Exception as error:  # the converter has many, and some of them fill a screen
         path.unlink(missing_ok=True)
-        return warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
-    expected = predict(model, some)
-    same = np.sum(np.argmax(on_phone, axis=1) == expected.argmax(axis=1))
-    print(f"File for phones: the same answer as Keras for {same} of {len(some)} test images, "
-          f"largest difference of a probability {np.abs(on_phone - expected).max():.4f}")
+        warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
 
 
 # %% 10. Settings and results
-# Of each setting the range of its values, the choices, or only its type. pd.Interval(0, 1, "left"):
-# any number from 0 to 1, of which only the left end, 0, belongs to it.
+# Of each setting: its type; then, of a number, the smallest and the largest value, and of a word,
+# the choices, if they are few.
 RULES = {
-    "DATASET": str, "IMAGE_SIZE": range(8, 513), "VALIDATION_SPLIT": pd.Interval(0, 1, "neither"),
-    "SHIFT": range(513), "MIRROR": bool,
-    "MODEL": ["cnn", *PRETRAINED], "FILTERS": range(1, 4097), "WHITENING": bool,
-    "BATCH_NORMALIZATION": bool, "IDENTITY_START": bool, "DENSE_UNITS": range(100_001),
-    "DROPOUT": pd.Interval(0, 1, "left"),
-    "EPOCHS": range(1, 100_001), "BATCH_SIZE": range(1, 100_001), "OPTIMIZER": ["adam", "sgd"],
-    "LEARNING_RATE": pd.Interval(0, 10, "right"), "SCHEDULE": ["cosine", "constant"],
-    "WEIGHT_DECAY": pd.Interval(0, 100, "both"), "LABEL_SMOOTHING": pd.Interval(0, 1, "left"),
-    "FINE_TUNE": range(100_001), "SEED": range(2**32),
-    "OUTPUT_DIR": str, "RESUME": bool, "PREDICT": str,
+    "DATASET": (str,), "IMAGE_SIZE": (int, 8, 512), "VALIDATION_SPLIT": (float, 0.001, 0.9),
+    "SHIFT": (int, 0, 512), "MIRROR": (bool,),
+    "MODEL": (str, "cnn", *PRETRAINED), "FILTERS": (int, 1, 4096), "WHITENING": (bool,),
+    "BATCH_NORMALIZATION": (bool,), "IDENTITY_START": (bool,), "DENSE_UNITS": (int, 0, 100_000),
+    "DROPOUT": (float, 0, 0.99),
+    "EPOCHS": (int, 1, 100_000), "BATCH_SIZE": (int, 1, 100_000),
+    "OPTIMIZER": (str, "adam", "sgd"), "LEARNING_RATE": (float, 1e-9, 10),
+    "SCHEDULE": (str, "cosine", "constant"), "WEIGHT_DECAY": (float, 0, 100),
+    "FINE_TUNE": (int, 0, 100_000), "SEED": (int, 0, 2**32 - 1),
+    "OUTPUT_DIR": (str,), "RESUME": (bool,), "PREDICT": (str,),
 }
-KINDS = {range: int, pd.Interval: float, list: str}  # the type of a value by that of its rule
+DECIDING = ["DATASET", "MODEL", "OPTIMIZER"]  # on the values of the other settings
 LISTS = ["FILTERS", "PREDICT"]  # these hold several values
 WITHOUT_EFFECT = ["OUTPUT_DIR", "RESUME", "PREDICT"]  # on what is learned
+NOT_OF_EVERY_RUN = ["predictions.png", "learned_features.png", "try_it.html", "model.tflite"]
 VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
 # Fonts for letters that DejaVu Sans lacks; those that are installed are used.
 FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Devanagari", "SimHei",
          "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "PingFang SC", "Arial Unicode MS"]
 installed = font_manager.get_font_names()
 plt.rcParams["font.family"] = [font for font in FONTS if font in installed]
-taken = {}  # setting: (the dict(...) of the block, what an earlier read_settings() took from it)
 
 
 def stop(sentence):
@@ -1336,82 +1302,83 @@ def readable(name):
     return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def read_settings():
-    """Return all settings by name, check them, and make them the globals that all functions read.
+def read_settings(words=()):
+    """Return the settings of a run as one object: the block at the top, changed by flags.
 
-    They are those of the block, changed by the flags. It can be called again after a change by
-    hand, as in a notebook: the dict(...) of the block still count then.
+    words: the flags, as in ["--epochs", "3"]. The block itself stays as it is, so that a notebook
+    can change it and read it again.
     """
-    settings = {}
+    written = {name: globals()[name] for name in RULES}
+    written.update(vars(flag_parser().parse_args(words)))
+    dataset, model, optimizer = [checked(name, written[name]) for name in DECIDING]
+    # The cases of a dict(...), the most special one first. The name of an own folder is a case,
+    # too, but a folder that happens to be called mnist or sgd is not treated as these.
+    cases = [optimizer, "cnn" if model == "cnn" else "pretrained"]
+    title = data_title(dataset)
+    if dataset in CLASS_NAMES or title not in [*CLASS_NAMES, "sgd", "pretrained", "others"]:
+        cases.append(title)
+    cases.append("others")
+    values = {}
     for name in RULES:
-        settings[name] = globals()[name]
-        if name in taken and settings[name] is taken[name][1]:
-            settings[name] = taken[name][0]
-    settings.update(read_flags(settings))
-    for name in ["DATASET", "MODEL", "OPTIMIZER", *RULES]:  # the first three decide on the others
-        written = settings[name]
-        if isinstance(written, dict) and name != "DATASET":
-            fitting = [key for key in written if key in (OPTIMIZER, data_title(), "others")
-                       or (key == "pretrained" and MODEL != "cnn")]
+        value = written[name]
+        if isinstance(value, dict) and name not in DECIDING:
+            fitting = [case for case in cases if case in value]
             if not fitting:
-                stop(f"{name} has no value for {data_title()}: write others=... into the dict(...)")
-            settings[name] = written[fitting[0]]
-        settings[name] = checked_value(name, settings[name])
-        if isinstance(written, dict):
-            taken[name] = (written, settings[name])
-        globals()[name] = settings[name]
-    if not PREDICT:
-        print("Settings:", ", ".join(f"{name} {value}" for name, value in settings.items()))
-    return settings
+                stop(f"{name} has no value for {dataset}: write others=... into its dict(...).")
+            value = value[fitting[0]]
+        values[name] = checked(name, value)
+    return argparse.Namespace(**values)
 
 
-def read_flags(block):
-    """Return the settings that the command line gives, by name.
-
-    In a notebook the flags are its kernel's, not ours, but for `%run` of this file.
-    """
-    if pathlib.Path(sys.argv[0]).name != pathlib.Path(globals().get("__file__", "none")).name:
-        return {}
-    text = pathlib.Path(__file__).read_text(encoding="utf-8")
-    meanings = dict(re.findall(r"^([A-Z_]+) = .+?  # (.+)", text, re.MULTILINE))
+def flag_parser():
+    """Return the parser of the flags, one for each setting; its help is what stands behind #."""
+    path = globals().get("__file__")  # in the cells of a notebook there is no file
+    text = pathlib.Path(path).read_text(encoding="utf-8") if path else ""
     parser = argparse.ArgumentParser(
-        usage="python image_recognition_cnn.py [--setting value ...] (--help lists all)",
-        allow_abbrev=False, argument_default=argparse.SUPPRESS)  # only flags that are given count
-    for name, rule in RULES.items():
-        kind = KINDS.get(type(rule), rule)
-        options = {"help": f"{meanings.get(name)} (now: {block[name]})".replace("%", "%%")}
+        "image_recognition_cnn.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        usage="python image_recognition_cnn.py [--setting value ...] (--help lists all)")
+    for name, (kind, *_) in RULES.items():
+        found = re.search(rf"^{name} = (.+?)(?:  # (.+))?$", text, re.MULTILINE)
+        value, meaning = found.groups() if found else (None, None)
+        options = {"dest": name, "help": f"{meaning} (now: {value})".replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = kind
             options["nargs"] = "+" if name in LISTS else None
         parser.add_argument(f"--{name.lower().replace('_', '-')}", **options)
-    return {name.upper(): value for name, value in vars(parser.parse_args()).items()}
+    return parser
 
 
-def checked_value(name, value):
+def checked(name, value):
     """Return the value in the type that the setting has, or stop if it isn't allowed."""
-    rule = RULES[name]
-    kind = KINDS.get(type(rule), rule)
+    kind, *limits = RULES[name]
     values = list(value) if name in LISTS and isinstance(value, (list, tuple)) else [value]
     for one in values:
         fits = type(one) is kind or (kind is float and type(one) is int)
-        if not fits or (rule is not kind and one not in rule):
-            stop(f"{name} can't be {one!r}: it takes {kind.__name__}"
-                 f"{'' if rule is kind else f' in {rule}'}.")
+        if fits and limits:
+            fits = one in limits if kind is str else limits[0] <= one <= limits[1]
+        if not fits:
+            takes = {str: "a text", bool: "True or False", int: "a whole number",
+                     float: "a number"}[kind]
+            if kind is str and limits:
+                takes = " or ".join(limits)
+            elif limits:
+                takes += f" from {limits[0]} to {limits[1]}"
+            stop(f"{name} can't be {one!r}: it takes {takes}.")
     values = [kind(one) for one in values]
     return values if name in LISTS else values[0]
 
 
-def data_title():
-    """Return the short name of the data set, for titles and its folder: last of my/last.npz."""
-    path = pathlib.Path(DATASET)
+def data_title(dataset):
+    """Return the short name of a data set, for titles and its folder: last of my/last.npz."""
+    path = pathlib.Path(dataset)
     return readable(path.stem if path.suffix.lower() == ".npz" else path.resolve().name)
 
 
-def full_name():
+def full_name(dataset):
     """Return the full path of a data set, which no other has, or the name of a built-in one."""
-    return DATASET if DATASET in CLASS_NAMES else readable(pathlib.Path(DATASET).resolve())
+    return dataset if dataset in CLASS_NAMES else readable(pathlib.Path(dataset).resolve())
 
 
 def from_keras(load, place, **options):
@@ -1421,56 +1388,61 @@ def from_keras(load, place, **options):
     """
     socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    copies = list(home.glob(place))
-    for copy in copies:  # Keras deletes a copy that is not the one it knows: a second name keeps it
-        with contextlib.suppress(OSError):
-            os.link(copy, f"{copy}.kept")
     try:
         return load(**options)
     except Exception as error:  # no internet, a broken file, no room on the disk, ...
         reason = " ".join(str(error).split())[:200].rstrip(".")
-        kept = " (One that Keras refuses is kept, with .kept behind its name.)" if copies else ""
         stop(f"Keras could not load its file ({reason}): put a copy of it at {home / place} (or "
-             f"set KERAS_HOME to the folder that holds {place}).{kept} --dataset digits and "
+             f"set KERAS_HOME to the folder that holds {place}). --dataset digits and "
              "--model cnn need no download.")
-    finally:
-        for copy in copies:
-            if copy.exists():
-                pathlib.Path(f"{copy}.kept").unlink(missing_ok=True)
 
 
-def results_folder():
+def results_folder(settings):
     """Return the folder of the data set's results; stop if it holds those of another data set."""
-    folder = pathlib.Path(OUTPUT_DIR, data_title())
+    folder = pathlib.Path(settings.OUTPUT_DIR, data_title(settings.DATASET))
     with contextlib.suppress(OSError, ValueError):  # no earlier run
         owner = json.loads((folder / "model.json").read_text(encoding="utf-8"))["dataset"]
-        if owner != full_name():
+        if owner != full_name(settings.DATASET):
             stop(f"{folder} belongs to another data set, {owner}: name that one, or another folder "
                  "with --output-dir.")
     return folder
 
 
-def open_results_folder(settings):
+def open_results_folder(settings, data_hash):
     """Return the folder in which this run collects its files: a new one, or with RESUME an old one.
 
     The files take their place at the very end, so that a run that fails leaves the results of the
     run before it as they were. The hash in the folder's name changes with the settings and with any
     pixel: a run that was cut off goes on only with the settings and the data that it had.
     """
-    state = {name: settings[name] for name in settings if name not in WITHOUT_EFFECT}
-    state["DATASET"] = full_name()
-    mark = f".unfinished_{joblib.hash(state)[:8]}_"
-    results = results_folder()
-    if RESUME:
-        histories = sorted(results.parent.glob(f"*{mark}*/history.csv"))
-        if not histories:
-            stop(f"--resume finds no unfinished run in {OUTPUT_DIR} with these settings and this "
-                 "data: give the same flags as then, or leave --resume out.")
-        return histories[-1].parent  # of the newest
-    folder = results.with_name(results.name + mark + time.strftime("%Y%m%d_%H%M%S"))
-    folder.mkdir(parents=True)  # an error, if another run has begun in this second
+    state = {name: value for name, value in vars(settings).items() if name not in WITHOUT_EFFECT}
+    state["DATASET"] = full_name(settings.DATASET)
+    results = results_folder(settings)
+    mark = f".unfinished_{joblib.hash([state, data_hash])[:8]}_"
+    found = sorted(path.parent for path in results.parent.glob(f"*{mark}*/history.csv"))
+    if settings.RESUME:
+        if not found:
+            stop(f"--resume finds no unfinished run in {settings.OUTPUT_DIR} with these settings "
+                 "and this data: give the same flags as then, or leave --resume out.")
+        return found[-1]  # the newest
+    if found:
+        print(f"{found[-1]} is an unfinished run with these settings and this data. This run "
+              "begins anew; --resume would go on with that one.")
+    remove_forgotten_runs(results.parent)
+    results.parent.mkdir(parents=True, exist_ok=True)
+    name = results.name + mark + time.strftime("%Y%m%d_%H%M%S_")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=results.parent))  # no other run's
     atexit.register(remove_if_untrained, folder)
     return folder
+
+
+def remove_forgotten_runs(output_dir):
+    """Remove unfinished runs in which nothing has happened for 30 days."""
+    for folder in output_dir.glob("*.unfinished_*"):
+        with contextlib.suppress(FileNotFoundError):  # another run has just finished
+            if time.time() - folder.stat().st_mtime > 30 * 24 * 3600:  # seconds
+                print(f"Removed, as unfinished for 30 days: {folder}")
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_if_untrained(folder):
@@ -1479,56 +1451,165 @@ def remove_if_untrained(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def publish_results(settings, results, history, folder):
-    """Write metrics.json and bring all files to their place. Files of the user's stay there."""
-    results["epochs_trained"] = len(history)
-    results["training_seconds"] = round(float(history["seconds"].sum()), 1)
-    metrics = {**results, "settings": settings, "versions": VERSIONS}
+def weights_file(model, folder, first_epoch):
+    """Return the file that keeps the weights of a training for RESUME.
+
+    The hash in its name changes with any layer. (Names such as conv2d_3 count the layers that were
+    made before, so they are left out.)
+    """
+    layers_of_model = re.sub(r"_\d+", "", str(model.get_config()))
+    return folder / f"from_epoch_{first_epoch}_{joblib.hash(layers_of_model)[:8]}.weights.h5"
+
+
+def restore_weights(model, folder, settings, first_epoch, steps_per_epoch):
+    """Return the epoch to begin with: first_epoch or, with RESUME, the one after the last kept."""
+    kept = weights_file(model, folder, first_epoch)
+    of_this_training = list(folder.glob(f"from_epoch_{first_epoch}_*"))
+    if not settings.RESUME or not of_this_training:
+        return first_epoch
+    if kept not in of_this_training:
+        stop(f"--resume can't go on with {folder}: the layers of the network were changed since. "
+             "Change them back, or leave --resume out.")
+    model.optimizer.build(model.trainable_variables)  # it remembers gradients, which are kept, too
+    try:
+        model.load_weights(kept)
+    except Exception as error:  # a broken file raises many kinds
+        stop(f"--resume can't read {kept} ({str(error)[:200]}): leave --resume out.")
+    return first_epoch + int(model.optimizer.iterations) // steps_per_epoch
+
+
+def after_each_epoch(model, folder, settings, first_epoch):
+    """Return what Keras shall do after each epoch: keep the table and the weights, draw curves."""
+    table = folder / "history.csv"
+    ends = [time.perf_counter()]
+
+    def keep(epoch, logs):  # logs: a dict of accuracy, loss, val_accuracy, val_loss
+        ends.append(time.perf_counter())
+        row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
+               "seconds": round(ends[-1] - ends[-2], 2)}
+        # With RESUME an epoch may be done again: its old row, number `epoch`, is left out.
+        earlier = pd.read_csv(table)[:epoch] if table.exists() else None
+        history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
+        # Written under another name, then moved: so a file is whole, whenever a run is cut off.
+        history.to_csv(folder / "new.csv", index=False)
+        (folder / "new.csv").replace(table)
+        model.save_weights(folder / "new.weights.h5")
+        (folder / "new.weights.h5").replace(weights_file(model, folder, first_epoch))
+        if row["seconds"] > 10:  # drawing takes about one
+            draw_curves(history, data_title(settings.DATASET), folder)
+            plt.close()
+            print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
+
+    # The second one ends the training when the loss is NaN (not a number).
+    return [callbacks.LambdaCallback(on_epoch_end=keep), callbacks.TerminateOnNaN()]
+
+
+def read_history(folder, settings):
+    """Return the table of the epochs; stop if there is none, or if the training has failed."""
+    table = folder / "history.csv"
+    if not table.exists():
+        stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
+    history = pd.read_csv(table)
+    if not np.isfinite(history["loss"].iloc[-1]):
+        table.unlink()  # RESUME shall not go on with this
+        stop(f"The loss became NaN (not a number), as the steps were too large: try "
+             f"--learning-rate {settings.LEARNING_RATE / 10:g}.")
+    return history
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock):
+    """Wait until no other run holds the lock, a folder: only one of two programs can make it."""
+    for _ in range(100):  # 10 seconds at most, as a run that was killed may have left it
+        with contextlib.suppress(FileExistsError):
+            lock.mkdir()
+            break
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            lock.rmdir()
+
+
+def publish_results(folder, settings, results, history):
+    """Write metrics.json, and move all files to their place; return what metrics.json holds.
+
+    Files of the user's stay there. One file after the other is moved, which needs no room on the
+    disk, so none is cut short. The unfinished run can be resumed until the last one is there:
+    model.json, so that no network stands beside the class names of another one.
+    """
+    metrics = {**results, "epochs_trained": len(history),
+               "training_seconds": round(float(history["seconds"].sum()), 1),
+               "settings": vars(settings), "versions": VERSIONS}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    place = results_folder()
-    for name in ["predictions.png", "learned_features.png", "try_it.html", "model.tflite"]:  # old
-        (place / name).unlink(missing_ok=True)
-    shutil.copytree(folder, place, dirs_exist_ok=True, ignore=shutil.ignore_patterns("resume"))
+    place = results_folder(settings)
+    place.mkdir(parents=True, exist_ok=True)
+    last = ["history.csv", "model.json"]
+    names = [path.name for path in folder.iterdir() if not path.name.endswith(".weights.h5")]
+    with one_at_a_time(place.with_name(f"{place.name}.lock")):
+        for old in ["model.json", *NOT_OF_EVERY_RUN]:
+            (place / old).unlink(missing_ok=True)
+        for name in [*sorted(set(names) - set(last)), *last]:
+            (folder / name).replace(place / name)
     shutil.rmtree(folder, ignore_errors=True)
     print(f"In {place.resolve()}: {', '.join(sorted(path.name for path in place.iterdir()))}")
+    return metrics
 
 
-def record_experiment(settings, results):
-    """Add a row to experiments.csv; print the last runs on the same data, and the best of all."""
-    path = pathlib.Path(OUTPUT_DIR, "experiments.csv")
-    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S"), **settings, **results}
-    for name in [*WITHOUT_EFFECT, "classes", "confusion_matrix"]:
+def record_experiment(settings, metrics, data_hash):
+    """Add a row to experiments.csv; print the last runs on the same images, and the best one."""
+    path = pathlib.Path(settings.OUTPUT_DIR, "experiments.csv")
+    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S"), **vars(settings), "DATA": data_hash,
+           **metrics}
+    for name in [*WITHOUT_EFFECT, "classes", "confusion_matrix", "settings", "versions"]:
         row.pop(name, None)
     rows = pd.DataFrame([row]).astype(str)
     try:
-        if path.exists():
-            earlier = pd.read_csv(path, dtype=str, keep_default_na=False)
-            rows = pd.concat([earlier, rows], ignore_index=True)
-        same_data = rows[rows["DATA"] == row["DATA"]]
-        accuracies = same_data["validation_accuracy"].astype(float)
-    except ValueError as error:
-        stop(f"{path} can't be read ({error}): move it away. The results are in their place.")
-    rows.to_csv(path.with_suffix(".new"), index=False)
-    path.with_suffix(".new").replace(path)  # one move: the table is never half written
+        with one_at_a_time(path.with_suffix(".lock")):
+            rows = pd.concat([read_experiments(path), rows], ignore_index=True)
+            rows.to_csv(path.with_suffix(".new"), index=False)
+            path.with_suffix(".new").replace(path)  # one move: the table is never half written
+    except OSError as error:
+        warn(f"{path} lacks this run ({error}): does another program show it? The figures are in "
+             "metrics.json.")
+    print_experiments(rows)
 
-    shown = same_data.loc[sorted({accuracies.idxmax(), *same_data.index[-3:]})]
+
+def read_experiments(path):
+    """Return the rows of experiments.csv, all as texts; set a file aside that is no such table."""
+    if not path.exists():
+        return None
+    try:
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if {"TIME", "DATA", "validation_accuracy"} <= set(rows.columns):
+            return rows
+    except ValueError:  # another program has saved it in another form
+        pass
+    aside = path.with_name(time.strftime("experiments_set_aside_%Y%m%d_%H%M%S.csv"))
+    path.replace(aside)
+    warn(f"{path} is no longer the table that this program wrote, so it is {aside} now, and a new "
+         "one begins.")
+    return None
+
+
+def print_experiments(rows):
+    """Print the last three runs on the images of the last one, and the best of all."""
+    accuracies = pd.to_numeric(rows["validation_accuracy"], errors="coerce")
+    same_data = rows[(rows["DATA"] == rows["DATA"].iloc[-1]) & accuracies.notna()]
+    best = accuracies[same_data.index].idxmax()
+    shown = same_data.loc[sorted({best, *same_data.index[-3:]})]
     changed = [name for name in [*RULES, "epochs_trained"]
                if name in shown and shown[name].nunique() > 1]
     table = shown[["TIME", *changed]].copy()
-    number = row["validation_images"]
-    right_now = round(row["validation_accuracy"] * number)
+    number = int(rows["validation_images"].iloc[-1])
     for i in shown.index:
-        right = round(accuracies[i] * number)
-        low, high = interval_of(right, number)
-        # Fisher's exact test (1935): how often chance alone makes a difference as large as this.
-        counts = [[right, number - right], [right_now, number - right_now]]
-        is_luck = stats.fisher_exact(counts).pvalue >= 0.05
+        low, high = interval_of(round(accuracies[i] * number), number)
         table.loc[i, "validation"] = f"{accuracies[i]:.1%}"
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
-        table.loc[i, "difference"] = "may be luck" if is_luck else "more than luck"
-    table.loc[rows.index[-1], "difference"] = "this run"
-    print(f"Runs on these images: {len(same_data)}. The last ones, the best, and their differences "
-          "(luck: with the choice of the validation images; another --seed is luck, too):\n"
+        table.loc[i, ""] = "best" if i == best else ""
+    print(f"Runs on these images: {len(same_data)}. The last ones and the best one, by the "
+          "validation images. Another --seed alone changes the figures, too:\n"
           f"{table.to_string(index=False)}")
 
 
@@ -1877,22 +1958,15 @@ clearPad();
 
 
 # %% The program starts here
-# The packages, for tools such as `uv run` that read them from the script itself (PEP 723):
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["tensorflow>=2.18,<3; python_version < '3.14'",
-#                 "tensorflow>=2.22.0rc0,<3; python_version >= '3.14'",
-#                 "numpy>=1.26,<3", "matplotlib>=3.9,<4", "seaborn>=0.13.2,<0.14",
-#                 "scikit-learn>=1.5,<2"]
-# ///
-
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # "?" for what the console can't print
+    # In the cells of a notebook, the words are its kernel's, not ours.
+    is_ours = pathlib.Path(sys.argv[0]).name == pathlib.Path(globals().get("__file__", "-")).name
     try:
-        main()
+        main(sys.argv[1:] if is_ours else [])
     except KeyboardInterrupt:
-        stop("ended by Ctrl-C; results of earlier runs stay as they were.")
+        stop("ended by Ctrl-C. After a finished epoch, the same command with --resume goes on.")
     except OSError as error:
         stop(f"{error}. Is there room on the disk, may you write there, or does another program "
-             "show the file? After the training, the same command with --resume goes on.")
+             "show the file? After a finished epoch, the same command with --resume goes on.")

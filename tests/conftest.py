@@ -1,4 +1,4 @@
-"""What all tests share: no network, no window, and settings of the script that are put back.
+"""What all tests share: no network, no window, an empty folder, settings.
 
 The script is imported in functions only, as pytest-xdist loads this file in a process that runs no
 test, too, and TensorFlow takes seconds to load.
@@ -21,57 +21,36 @@ atexit.register(shutil.rmtree, os.environ["KERAS_HOME"], ignore_errors=True)
 sys.path.insert(0, os.environ.get("SCRIPT_FOLDER") or str(pathlib.Path(__file__).parents[1]))
 
 
-@pytest.fixture(scope="session")
-def block():
-    """The settings as they are written in the script."""
-    import image_recognition_cnn as script
-
-    return {name: getattr(script, name) for name in script.RULES}
-
-
 @pytest.fixture
-def settings(block, tmp_path, monkeypatch):
-    """Return a function that changes settings and reads them, in an empty folder; put them back."""
+def settings(tmp_path, monkeypatch):
+    """Return a function that reads the settings with flags and with values written into the block.
+
+    The block is put back at once, and the test runs in an empty folder.
+    """
     import image_recognition_cnn as script
 
-    def restart():
-        for name, value in block.items():
-            setattr(script, name, value)
-        script.taken.clear()
-        script.plt.close("all")
-
-    def change(**changes):
-        restart()
-        for name, value in changes.items():
-            assert name in block, name
-            setattr(script, name, value)
-        return script.read_settings()
+    def read(flags="", **written_into_the_block):
+        with monkeypatch.context() as block:
+            for name, value in written_into_the_block.items():
+                assert name in script.RULES, name
+                block.setattr(script, name, value)
+            return script.read_settings(flags.split())
 
     monkeypatch.chdir(tmp_path)
-    yield change
-    restart()
+    yield read
+    script.plt.close("all")
 
 
 @pytest.fixture
-def read(settings, monkeypatch):
-    """Return a function that reads the settings as a program with these flags does."""
-    def read_with(flags="", **written_into_the_block):
-        import image_recognition_cnn as script
-
-        monkeypatch.setattr(sys, "argv", [script.__file__, *flags.split()])
-        return settings(**written_into_the_block)
-
-    return read_with
-
-
-@pytest.fixture
-def run(settings):
-    """Return a function that runs main() in an empty folder with the given settings."""
+def run(settings, monkeypatch):
+    """Return a function that runs main() in an empty folder with values written into the block."""
     import image_recognition_cnn as script
 
-    def run_main(**changes):
-        settings(**changes)
-        return script.main()
+    def run_main(**written_into_the_block):
+        with monkeypatch.context() as block:
+            for name, value in written_into_the_block.items():
+                block.setattr(script, name, value)
+            return script.main()
 
     return run_main
 

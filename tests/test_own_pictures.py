@@ -35,8 +35,7 @@ def hash_of(name, i, seed):
 
 
 def load(settings, dataset, **changes):
-    settings(DATASET=str(dataset), IMAGE_SIZE=16, **changes)
-    return script.load_data()
+    return script.load_data(settings(DATASET=str(dataset), IMAGE_SIZE=16, **changes))
 
 
 def assert_labels_fit(parts, class_names):

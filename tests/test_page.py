@@ -34,14 +34,13 @@ def browser():
 
 
 @pytest.fixture
-def opened(browser, tmp_path, monkeypatch):
+def opened(browser, tmp_path):
     """A function that writes a page and opens it from disk. At the end: no error, no request."""
     errors = []
     requests = []
 
     def open_page(model, class_names=TEN, about=PHOTOS, **options):
-        monkeypatch.setattr(script, "data_title", lambda: HOSTILE)
-        script.write_page(model, class_names, about, tmp_path)
+        script.write_page(model, class_names, about, HOSTILE, tmp_path)
         page = browser.new_page(**options)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda one: errors.append(one.text) if one.type == "error" else None)
@@ -90,9 +89,8 @@ def png(picture):
     dict(FILTERS=[6], DENSE_UNITS=8, BATCH_NORMALIZATION=False)], ids=str)
 @pytest.mark.parametrize("shape", [(20, 28, 3), (16, 16, 1)], ids=str)
 def test_the_page_computes_what_keras_computes(settings, opened, changes, shape):
-    settings(**changes)
     images = np.random.default_rng(0).integers(0, 256, (20, *shape)).astype("uint8")
-    model = script.build_cnn(images, 10)
+    model = script.build_cnn(images, 10, settings(**changes))
     for layer in model.layers:  # as after a training: no weight is 0 or 1
         if isinstance(layer, (layers.BatchNormalization, layers.Conv2D, layers.Dense)):
             weights = layer.get_weights()
@@ -112,7 +110,7 @@ def test_the_page_computes_what_keras_computes(settings, opened, changes, shape)
     (layers.MaxPooling2D(3, strides=1), "MaxPooling2D")])
 def test_what_it_can_not_compute_gets_a_sentence(tmp_path, capsys, layer, word):
     model = script.keras.Sequential([script.keras.Input((8, 8, 1)), layer, layers.Softmax()])
-    script.write_page(model, TEN, PHOTOS, tmp_path)
+    script.write_page(model, TEN, PHOTOS, "T", tmp_path)
     assert word in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -149,9 +147,8 @@ def test_drawings_and_files(opened, digits):
 
 
 def test_photos_names_and_camera(settings, opened):
-    settings(FILTERS=[4], DENSE_UNITS=8)
     images = np.random.default_rng(0).integers(0, 256, (30, 16, 24, 3)).astype("uint8")
-    model = script.build_cnn(images, 100)
+    model = script.build_cnn(images, 100, settings(FILTERS=[4], DENSE_UNITS=8))
     names = [HOSTILE, *(f"class {number} with a long name " * 3 for number in range(99))]
     page = opened(model, class_names=names)
     assert HOSTILE in page.title() and page.locator("img").count() == 0

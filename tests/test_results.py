@@ -26,14 +26,17 @@ TEXT = SCRIPT.read_text(encoding="utf-8")
     ("--model vgg16 --optimizer sgd", {}, dict(LEARNING_RATE=0.1, WEIGHT_DECAY=0.01)),
     ("--filters 8 16 --epochs 7 --no-whitening --predict a b", dict(EPOCHS=5, DROPOUT=0),
      dict(FILTERS=[8, 16], EPOCHS=7, WHITENING=False, PREDICT=["a", "b"], DROPOUT=0.0)),
-    ("", dict(FILTERS=32, EPOCHS=dict(others=5, digits=4)), dict(FILTERS=[32], EPOCHS=5)),
+    ("", dict(FILTERS=32, EPOCHS=dict(others=5, digits=4)), dict(FILTERS=[32], EPOCHS=4)),
     ("--dataset a/pets/", dict(EPOCHS=dict(pets=7, others=3)), dict(EPOCHS=7, DATASET="a/pets/")),
-    ("", dict(OPTIMIZER=dict(digits="sgd", others="adam")), dict(LEARNING_RATE=0.1))])
-def test_flags_and_the_first_name_that_fits_decide(read, capsys, flags, written, expected):
-    found = read(flags, **written)
+    ("--dataset a/mnist", {}, dict(EPOCHS=30)), ("--dataset a/sgd", {}, dict(LEARNING_RATE=0.004)),
+    ("--optimizer sgd", dict(EPOCHS=dict(digits=3, sgd=4)), dict(EPOCHS=4))])
+def test_flags_and_the_most_special_case_decide(settings, capsys, flags, written, expected):
+    before = {name: getattr(script, name) for name in script.RULES}
+    found = vars(settings(flags, **written))
     assert list(found) == list(script.RULES) and capsys.readouterr().err == ""
     for name, value in expected.items():
-        assert found[name] == getattr(script, name) == value and type(found[name]) is type(value)
+        assert found[name] == value and type(found[name]) is type(value)
+    assert all(getattr(script, name) is value for name, value in before.items())
 
 
 @pytest.mark.parametrize("wrong", [
@@ -43,11 +46,12 @@ def test_flags_and_the_first_name_that_fits_decide(read, capsys, flags, written,
     "--dataset missing.npz", dict(EPOCHS="10"), dict(EPOCHS=3.0), dict(EPOCHS=None),
     dict(EPOCHS={}), dict(DROPOUT=True), dict(WHITENING=1), dict(FILTERS=[8.0]), dict(DATASET=5),
     dict(EPOCHS=dict(mnist=4)), dict(LEARNING_RATE=dict(sgd=0.1)), dict(OPTIMIZER=None),
-    dict(EPOCHS=[3, 4]), dict(EPOCHS=[]), dict(DATASET=dict(others="digits"))], ids=str)
-def test_a_wrong_value_gets_one_sentence(read, capsys, wrong):
+    dict(EPOCHS=[3, 4]), dict(EPOCHS=[]), dict(OPTIMIZER=dict(others="sgd")),
+    dict(DATASET=dict(others="digits"))], ids=str)
+def test_a_wrong_value_gets_one_sentence(settings, capsys, wrong):
     with pytest.raises(SystemExit) as ended:
-        read(wrong) if isinstance(wrong, str) else read(**wrong)
-        script.load_data()  # looks for the data set
+        found = settings(wrong) if isinstance(wrong, str) else settings(**wrong)
+        script.load_data(found)  # looks for the data set
     *usage, said = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2 and said.startswith("image_recognition_cnn.py: ")
     assert usage == [] or len(usage) == 1 and usage[0].startswith("usage: ")
@@ -62,13 +66,13 @@ def test_a_setting_without_a_comment_works(tmp_path):
     assert run.returncode == 0 and "(now: 1)" in run.stdout
 
 
-def test_the_block_the_rules_and_the_help_name_the_same_settings(read, capsys, monkeypatch):
+def test_the_block_the_rules_and_the_help_name_the_same_settings(settings, capsys, monkeypatch):
     chapter = TEXT[TEXT.index("# %% Settings"):TEXT.index("# %% The story")]
     lines = re.findall(r"^([A-Z_]+) = .+  # (.+)$", chapter, re.MULTILINE)
     assert [name for name, _ in lines] == list(script.RULES)
     monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit):
-        read("--help")
+        settings("--help")
     printed = capsys.readouterr().out
     for name, meaning in lines:
         assert "--" + name.lower().replace("_", "-") in printed and meaning in printed
@@ -108,10 +112,9 @@ def test_results_of_another_data_set_of_the_same_name_stay(settings, tmp_path, c
     owner = tmp_path / "outputs" / "pets" / "model.json"
     owner.parent.mkdir(parents=True)
     owner.write_text(json.dumps({"dataset": str(tmp_path / "a" / "pets")}))
-    found = settings(DATASET="b/pets")
     with one_sentence(capsys, str(tmp_path / "a" / "pets"), "--output-dir"):
-        script.open_results_folder(found)
-    script.open_results_folder(settings(DATASET="./a/pets/"))
+        script.open_results_folder(settings(DATASET="b/pets"), "x")
+    script.open_results_folder(settings(DATASET="./a/pets/"), "x")
 
 
 @pytest.mark.parametrize("batch", [5, 60])
@@ -154,18 +157,18 @@ def test_a_killed_run_resumes(run, no_pictures, tmp_path, capsys):
     assert other["loss"][0] != uncut["loss"][0], "another seed, the same numbers"
 
 
-def test_an_output_dir_that_cannot_be_written_is_one_sentence(read, capsys):
+def test_an_output_dir_that_cannot_be_written_is_one_sentence(settings, monkeypatch, capsys):
     open("a_file", "w").close()
-    read("--output-dir a_file")
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output-dir", "a_file"])
     with one_sentence(capsys, "a_file", "may you write there"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def record(capsys, found, accuracy, **changes):
+def record(capsys, found, accuracy, data_hash="x"):
     """Record a run that is made up; return the head of the printed table, and words of its rows."""
     capsys.readouterr()
-    results = {"validation_accuracy": accuracy, "validation_images": 1000}
-    script.record_experiment({**found, "DATA": "x", **changes}, results)
+    metrics = {"validation_accuracy": accuracy, "validation_images": 1000}
+    script.record_experiment(found, metrics, data_hash)
     _, head, *rows = capsys.readouterr().out.splitlines()
     return head.split("validation")[0].split(), *(line.split()[2:] for line in rows)  # no time
 
@@ -174,27 +177,42 @@ def test_each_run_is_a_row_and_is_compared_with_the_last_and_the_best(settings, 
     found = settings()
     table = pathlib.Path("outputs", "experiments.csv")
     table.parent.mkdir()
-    table.write_text("a;b\n1;2\n")  # of another program
     head, only = record(capsys, found, 0.95)
-    assert head == ["TIME"] and only == ["95.0%", "93.5%", "to", "96.2%", "this", "run"]
-    head, first, second = record(capsys, found, 0.94, SEED=1)
+    assert head == ["TIME"] and only == ["95.0%", "93.5%", "to", "96.2%", "best"]
+    head, first, second = record(capsys, settings(SEED=1), 0.94)
     assert head == ["TIME", "SEED"] and first[:2] == ["0", "95.0%"]
-    assert first[-3:] == ["may", "be", "luck"]
-    assert second[:2] == ["1", "94.0%"] and second[-2:] == ["this", "run"]
+    assert second == ["1", "94.0%", "92.4%", "to", "95.3%"]
     for _ in range(3):
-        head, best, *_, last = record(capsys, found, 0.92, DROPOUT=0.5, SEED=1)
+        head, best, *_, last = record(capsys, settings(DROPOUT=0.5, SEED=1), 0.92)
     assert head == ["TIME", "DROPOUT", "SEED"] and last[:3] == ["0.5", "1", "92.0%"]
-    assert best[:3] == ["0.2", "0", "95.0%"], "it stays, though it is not among the last three"
-    assert best[-3:] == ["more", "than", "luck"]
-    assert len(record(capsys, found, 0.9, DATA="y")) == 2, "on other images"
-    written = pd.read_csv(table)["validation_accuracy"]
-    assert list(written[1:]) == [0.95, 0.94, 0.92, 0.92, 0.92, 0.9]
-    no_accuracy = table.read_bytes().replace(b"0.94", b"")  # edited by hand
-    for content in (b"", b"a\n\xff,1\n", b'a\n1,"', b"a\n1\n2,3\n", no_accuracy):  # no tables
-        table.write_bytes(content)
-        with one_sentence(capsys, "experiments.csv", "move it away"):
-            record(capsys, found, 0.9)
-        assert table.read_bytes() == content
+    assert best[:3] == ["0.2", "0", "95.0%"] and best[-1] == "best", "not among the last three"
+    assert len(record(capsys, found, 0.9, "y")) == 2, "on other images"
+    assert list(pd.read_csv(table)["validation_accuracy"]) == [0.95, 0.94, 0.92, 0.92, 0.92, 0.9]
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"a;b\n1;2\n", b"a\n\xff,1\n", b'a\n1,"', b"a\n1\n2,3\n", b'"TIME,DATA,validation_accuracy"\n'])
+def test_what_another_program_made_of_the_table_is_set_aside(settings, capsys, content):
+    table = pathlib.Path("outputs", "experiments.csv")
+    table.parent.mkdir()
+    table.write_bytes(content)
+    record(capsys, settings(), 0.9)
+    [aside] = table.parent.glob("experiments_set_aside_*.csv")
+    assert aside.read_bytes() == content
+    assert list(pd.read_csv(table)["validation_accuracy"]) == [0.9]
+
+
+def test_a_table_with_other_columns_or_an_edited_row_keeps_all_rows(settings, capsys):
+    table = pathlib.Path("outputs", "experiments.csv")
+    table.parent.mkdir()
+    record(capsys, settings(), 0.9)
+    edited = pd.read_csv(table, dtype=str).drop(columns="SEED").assign(NEW="mine")
+    edited.loc[1] = {"TIME": "x", "DATA": "x", "validation_accuracy": ""}
+    table.write_text(edited.to_csv(index=False).rstrip("\n"))  # no line break at the end
+    record(capsys, settings(SEED=3), 0.8)
+    rows = pd.read_csv(table)
+    assert list(rows["NEW"].fillna("")) == ["mine", "", ""] and rows["SEED"].iloc[-1] == 3
+    assert list(rows["validation_accuracy"].fillna(0)) == [0.9, 0, 0.8]
 
 
 NOTEBOOK = """
@@ -205,8 +223,8 @@ sys.argv = ["ipykernel_launcher.py", "-f", "kernel.json"]
 shell = ipython.InteractiveShell.instance()
 cells = re.split("^# %%.*", open(path, encoding="utf-8").read(), flags=re.MULTILINE)
 cells.insert(2, "DATASET = 'mnist'; FILTERS = 8")  # after the settings
-cells.insert(-1, "assert read_settings()['EPOCHS'] == 4; DATASET = 'digits'")
-cells.insert(-1, "assert read_settings()['EPOCHS'] == 30; EPOCHS = 1")  # then main()
+cells.insert(-1, "assert read_settings().EPOCHS == 4; DATASET = 'digits'")
+cells.insert(-1, "assert read_settings().EPOCHS == 30; EPOCHS = 1")  # then main()
 for cell in cells:
     shell.run_cell(cell).raise_error()
 shell.run_line_magic("run", path + " --epochs 2 --filters 8 --output-dir by_run")
@@ -246,7 +264,7 @@ def test_chapters_are_numbered_and_use_what_stands_before():
         number = int(head or number)
         chapter[name] = number
     early = {"stop", "data_title", "load_own_data", "warn_of_copies", "from_keras",
-             "augmentation_layers", "draw_curves"}  # what a chapter may use of later ones
+             "augmentation_layers", "restore_weights", "after_each_epoch", "read_history"}  # what a chapter may use of later ones
     for node in ast.parse(TEXT).body:
         if isinstance(node, ast.FunctionDef) and 1 <= chapter[node.name] <= 7:
             names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
