@@ -788,8 +788,8 @@ def draw_curves(history, title, folder):
     figure.suptitle(
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
-        "at its end.\nWhere the training loss still falls and the validation loss does not, it learns "
-        "by heart (overfitting). The network of the last epoch is kept.", fontsize=11)
+        "at its end.\nWhere the training loss still falls and the validation loss does not, it "
+        "learns by heart (overfitting). The network of the last epoch is kept.", fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
     for axis, name in zip(axes, ["accuracy", "loss"]):
