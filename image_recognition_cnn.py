@@ -16,6 +16,7 @@ import base64
 import contextlib
 import glob
 import json
+import logging
 import math
 import os
 import pathlib
@@ -26,6 +27,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import unicodedata
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -53,6 +55,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 tf.get_logger().setLevel("ERROR")  # it warns of many short predictions, which are meant
+logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 8 says which pictures can't be read
 warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter")  # its package will change
 
 # %% Settings: change a number, run again, and see what it did
@@ -161,6 +164,9 @@ def load_data(settings):
     class_names = CLASS_NAMES.get(settings.DATASET)
     validation = None
     test = None
+    if class_names and any(pathlib.Path(settings.DATASET).glob("*/*")):
+        warn(f"--dataset {settings.DATASET} is the built-in data set; your folder of this name is "
+             f"--dataset ./{settings.DATASET}.")
     if settings.DATASET == "digits":  # handwritten, from scikit-learn, which has them from 0 to 16
         digits = load_digits()
         images = np.round(digits.images * 255 / 16).astype("uint8")  # (1797, 8, 8)
@@ -810,6 +816,8 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
     """
     module, name = PRETRAINED[settings.MODEL]
     size = settings.IMAGE_SIZE
+    if size < 32:
+        stop(f"--image-size {size} is too small for {settings.MODEL}: it takes 32 or more.")
     base = from_keras(getattr(module, name), f"models/{settings.MODEL.partition('_')[0]}*.h5",
                       weights=weights, include_top=False, input_shape=(size, size, 3))
     base.trainable = False  # frozen. (Its top, the last layer, was left out.)
@@ -873,7 +881,7 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
 # %% 8. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read by the same
 # function: a network that is asked in another form than it has learned gives wrong answers.
-PARTS = ["train", "val", "test"]
+PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
 SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
@@ -893,6 +901,7 @@ def load_own_data(settings):
         stop(f"--dataset {dataset} {'is none of these' if path.exists() else 'is not there'}: it "
              f"takes {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for each "
              "class, or an .npz file with x_train and y_train.")
+    parts = without_colour(parts, dataset)
     sizes = {part: pd.Series(labels).value_counts() for part, (_, labels, _) in parts.items()}
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
@@ -930,6 +939,7 @@ def read_npz(path):
             x = held[f"x_{part}"]
             images = x.reshape(*x.shape[:3], -1).astype("uint8")
             labels = held[f"y_{part}"].ravel().astype(str)
+            labels = np.array([in_one_form(label) for label in labels])
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
             parts[part] = (images, labels, names)
             # uint8 holds whole numbers from 0 to 255: others have changed. All below 64: scaled.
@@ -946,44 +956,130 @@ def read_npz(path):
 
 
 def read_folder(folder, image_size, output_dir):
-    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz.
-
-    A folder around class folders is a part if its name holds train, val or test: training_set is,
-    and seg_train/seg_train.
-    """
+    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
     if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
         stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
     groups = {}  # the files by the folder around their class folder
     for path in files_in(folder):
         groups.setdefault(path.parent.parent, []).append(path)
-    found = []  # pairs: part, its folder
-    for around in groups:
-        if folder in around.parents:
-            found += [(part, around) for part in PARTS if part in around.name.lower()]
-    folders = dict(found or [("train", folder)])
-    if "train" not in folders or len(set(folders.values())) < len(found):
-        stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
-             f"one val and one test, of these: {first_few([around for _, around in found])}.")
+    folders = find_parts(folder, groups)
+    check_memory(sum(len(groups[around]) for around in folders.values()), image_size)
     parts = {}
     for part, around in folders.items():
-        images, paths = read_pictures(groups.pop(around, []), (image_size, image_size, 3))
+        images, paths = read_pictures(groups.pop(around), (image_size, image_size, 3))
         if not paths:
-            stop(f"there are no pictures in folders of {around}: make one for each class.")
+            stop(f"there are no pictures in folders of {around} that can be read.")
         print(f"{len(paths)} pictures for {part} in {around}")
-        labels = np.array([readable(path.parent.name) for path in paths])
+        labels = np.array([in_one_form(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
         parts[part] = (images, labels, names)
+        empty = sorted(set(folders_in(around)) - {path.parent for path in paths})
+        if empty and part == "train":
+            warn("no pictures that can be read lie in these folders, so the network will not know "
+                 f"their classes: {first_few(empty)}.")
     left_out = sum(groups.values(), [])
     if left_out:
-        warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
+        warn(f"only files in class folders of {', '.join(map(readable, folders.values()))} are read"
+             f"; left out: {first_few(left_out)}.")
     return parts
+
+
+def find_parts(folder, groups):
+    """Return {"train": the folder around its class folders}, perhaps val and test.
+
+    groups: lists of files by the folder around their class folder.
+    """
+    found = []  # pairs: part, folder
+    for around in groups:
+        if folder in around.parents and part_of(around):
+            found.append((part_of(around), around))
+    folders = dict(found or [("train", folder)])
+    if "train" not in folders or len(folders) < len(found):
+        stop(f"which folder of {folder} is the training part? One name shall hold the word train, "
+             f"perhaps one val and one test, of these: {first_few([pair[1] for pair in found])}.")
+    around = folders["train"]
+    classes = folders_in(around)
+    named = {part_of(path) for path in classes}
+    if len(named - {None}) > 1 or named and None not in named:
+        stop(f"the folders in {around} are parts, not classes: {first_few(classes)}. Put a folder "
+             "for each class into each of them, with the pictures of this class.")
+    if around not in groups:
+        places = sorted({path.parent for path in sum(groups.values(), [])})
+        stop(f"there are no pictures in folders of {folder}: it takes {folder}/CLASS/picture.jpg, "
+             f"or {folder}/train/CLASS/picture.jpg. Files lie in: {first_few(places)}.")
+    return folders
+
+
+def part_of(folder):
+    """Return "train", "val" or "test" if its name holds this word (seg_train, Test1), or None."""
+    for part, words in PARTS.items():
+        # No letter may stand before or behind it: rain, trains and valley hold other words.
+        if re.search(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])", folder.name.lower()):
+            return part
+    return None
+
+
+def in_one_form(name):
+    """Return the name of a class in composed letters (Macs take them apart), on one line."""
+    return " ".join(unicodedata.normalize("NFC", readable(name)).split())
+
+
+def visible(folder):
+    """Return what lies in a folder, without hidden and system files; links come last."""
+    names = set(glob.glob("*", root_dir=folder)) - SYSTEM_FILES
+    return sorted((folder / name for name in names), key=lambda path: (path.is_symlink(), path))
+
+
+def folders_in(folder):
+    """Return the visible folders in a folder."""
+    return [path for path in visible(folder) if path.is_dir()]
 
 
 def files_in(folder):
     """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
-    names = sorted(glob.glob("**", root_dir=folder, recursive=True))
-    paths = [folder / name for name in names if SYSTEM_FILES.isdisjoint(pathlib.Path(name).parts)]
-    return [path for path in paths if path.is_file()]
+    files = []
+    entered = set()  # each folder once, as a link may lead back to a folder around it
+    waiting = [folder]
+    for place in waiting:  # grows in the loop: the folders in it, then those in these, ...
+        if place.resolve() not in entered:
+            entered.add(place.resolve())
+            waiting += folders_in(place)
+            files += [path for path in visible(place) if path.is_file()]
+    return sorted(files, key=str)
+
+
+def check_memory(number, image_size):
+    """Stop if the pixels of so many pictures take more than a quarter of the memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9  # in GB
+    except (AttributeError, ValueError):  # Windows doesn't tell
+        memory = 16
+    pixels = number * image_size**2 * 3 / 1e9
+    if pixels > memory / 4:  # a quarter, as copies are made
+        fitting = int(image_size * math.sqrt(memory / 4 / pixels))
+        stop(f"{number} pictures of {image_size}x{image_size} pixels are {pixels:.1f} GB, more than"
+             f" a quarter of the memory of {memory:.0f} GB: take --image-size {fitting} or less, or"
+             " fewer pictures.")
+
+
+def without_colour(parts, dataset):
+    """Return the parts, with one grey channel if no training image has colours.
+
+    From three equal channels the network can't learn what a tint means: asked with photos of a
+    yellowish light, it could give the same answer to all.
+    """
+    images = parts["train"][0]
+    if images.shape[3] == 1:
+        return parts
+    # Stray tints: JPEGs of grey pictures differ by up to 3 levels, old paper by 13.
+    coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
+    if any(coloured):
+        return parts
+    print(f"The training pictures of {dataset} are grey: all parts become grey, one channel.")
+    for part, (images, *others) in parts.items():
+        grey = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
+        parts[part] = (np.stack(grey)[..., np.newaxis], *others)
+    return parts
 
 
 def warn_of_copies(training, validation, test):
@@ -1038,7 +1134,7 @@ def read_picture(path, image_shape, about):
     try:
         # Given the path, Pillow 13 reads some turned TIFFs wrong; given the open file, it doesn't.
         with open(path, "rb") as file, Image.open(file) as picture:
-            if picture.mode[0] in "IF" or ";16" in str(picture.tile):
+            if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
                 return None, "skipped, with more than 8 bits per value: save them with 8 bits"
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # MPO: from phones
                 remark = "with several pages or frames, of which only the first is read"
@@ -1046,21 +1142,50 @@ def read_picture(path, image_shape, about):
             picture.draft("RGB", (max(500, 2 * width), max(500, 2 * height)))
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
-            remark = "that may have transparent parts, which become white"
+            picture = picture.convert("RGBA")
+            if picture.getextrema()[3][0] < 255:  # of the alpha channel, the smallest value
+                remark = "that have transparent parts, which become white"
             white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = Image.alpha_composite(white, picture)
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if about is not None and about["white_on_black"]:
+        if about is not None and is_pen_on_paper(picture, image_shape, about):
             image, doubt = prepare_drawing(picture, image_shape, about)
             return image, doubt or remark
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
-        is_text = pathlib.Path(path).read_bytes()[:100].isascii()
-        return None, f"skipped, as they are {'empty or texts' if is_text else 'no pictures'}"
+        return None, f"skipped, as they are {kind_of_file(pathlib.Path(path))}"
     except Exception as error:  # Pillow raises many kinds for broken files
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        return None, f"skipped, as they can't be read ({reason})"
+        reason = getattr(error, "strerror", None) or re.sub(r"\d+", "...", str(error))
+        return None, f"skipped, as they can't be read ({reason or type(error).__name__})"
+
+
+def kind_of_file(path):
+    """Return what a file is that Pillow takes for no picture."""
+    with path.open("rb") as file:
+        head = file.read(100)
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1"):
+        return "HEIC, a format of phones that Pillow can't read: save them as JPEG"
+    if head.isascii() and b"\0" not in head:
+        return "empty or texts"
+    return (f"no pictures that Pillow can read ({path.suffix}): save them as PNG or JPEG, grey or "
+            "in red, green and blue")
+
+
+def is_pen_on_paper(picture, image_shape, about):
+    """Return whether prepare_drawing is for this grey Pillow picture. Or it is taken as it is.
+
+    Who trained with own drawings asks with pictures like them: they are taken as they are, except
+    for bright paper. To built-in data sets people bring photos: only images of theirs are taken as
+    they are.
+    """
+    values = np.asarray(picture)
+    border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
+    if not about["white_on_black"]:
+        return False
+    if about["built_in"]:
+        return values.shape != image_shape[:2] or border >= 25
+    return border > 127
 
 
 def describe_drawings(x_train):
@@ -1129,9 +1254,13 @@ def predict_pictures(settings):
     paths = []
     for word in settings.PREDICT:
         # Windows hands on a wildcard such as *.jpg as it is.
-        for name in sorted(glob.glob(word, recursive=True)) or [word]:
+        is_there = os.path.exists(word)  # photo[1].jpg looks like a wildcard, but may be a file
+        for name in [word] if is_there else sorted(glob.glob(word, recursive=True)) or [word]:
             path = pathlib.Path(name)
-            paths += files_in(path) if path.is_dir() else [path]
+            found = files_in(path) if path.is_dir() else [path]
+            if not found:
+                warn(f"there are no files in {readable(path)}.")
+            paths += found
     print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
     images, paths_read = read_pictures(paths, model.input_shape[1:], about)
     if not paths_read:
@@ -1157,7 +1286,7 @@ def save_model(model, x_train, class_names, dataset, folder):
     """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
     about = {"dataset": full_name(dataset), "class_names": class_names, "versions": VERSIONS,
-             **describe_drawings(x_train)}
+             "built_in": dataset in CLASS_NAMES, **describe_drawings(x_train)}
     (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     (folder / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
     return about
@@ -1168,6 +1297,7 @@ def load_trained_model(folder, dataset):
     about = {"versions": "unknown versions"}
     try:
         about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        about.setdefault("built_in", about["dataset"] in CLASS_NAMES)  # older files lack it
         model = keras.models.load_model(folder / "model.keras")  # runs no code of the file
     except Exception as error:  # no file, a broken file, another Keras, ...
         stop(f"--predict finds no network in {folder} that it can read ({str(error)[:300]}; saved "
