@@ -1074,6 +1074,11 @@ def without_colour(parts, dataset):
     # Stray tints: JPEGs of grey pictures differ by up to 3 levels, old paper by 13.
     coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
     if any(coloured):
+        if np.mean(coloured) < 0.1:
+            warn(f"few of the {len(images)} training images of {dataset} have colours: "
+                 f"{first_few(parts['train'][2][coloured])}. From so few the network can't learn "
+                 "colours, and may be wrong on photos. Make them grey or leave them out: then all "
+                 "is read as grey.")
         return parts
     print(f"The training pictures of {dataset} are grey: all parts become grey, one channel.")
     for part, (images, *others) in parts.items():
@@ -1226,10 +1231,15 @@ def prepare_drawing(picture, image_shape, about):
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
     if -ink.min() > ink.max():
         ink = -ink  # dark on light
-    ink = (ink / max(np.quantile(ink, 0.999), 0.05)).clip(0, 1)  # 0.05: noise is no ink
-    box = Image.fromarray(ink > INK / 255).getbbox()
-    if box is None:
+    # The noise of a camera is no ink. In a small copy, where it is weaker, ink differs from the
+    # paper by a tenth or more, and by more than noise makes neighbouring pixels differ.
+    small = Image.fromarray(ink.astype("float32"))
+    small.thumbnail((100, 100), Image.Resampling.BOX)
+    noise = np.median(np.abs(np.diff(small, axis=1)))
+    if np.max(np.abs(small)) < np.clip(8 * noise, 0.1, 0.5):
         return np.zeros(image_shape, "uint8"), "without ink"
+    ink = (ink / max(np.quantile(ink, 0.999), 0.05)).clip(0, 1)  # 0.05: where there is little ink
+    box = Image.fromarray(ink > INK / 255).getbbox()
     drawing = Image.fromarray((255 * ink).astype("uint8")).crop(box)
     remark = ""
     if drawing.width / drawing.height > about["widest"]:
