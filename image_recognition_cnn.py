@@ -883,6 +883,7 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
 # function: a network that is asked in another form than it has learned gives wrong answers.
 PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
 SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
+MOST_GIGABYTES = 4  # of pixels in a data set; copies take several times as much
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
 
@@ -959,61 +960,82 @@ def read_folder(folder, image_size, output_dir):
     """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
     if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
         stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
+    files, folders = look_into(folder)
     groups = {}  # the files by the folder around their class folder
-    for path in files_in(folder):
+    for path in files:
         groups.setdefault(path.parent.parent, []).append(path)
-    folders = find_parts(folder, groups)
-    check_memory(sum(len(groups[around]) for around in folders.values()), image_size)
+    arounds = find_parts(folder, groups, folders)
+    number = sum(len(groups.get(around, [])) for around in arounds.values())
+    gigabytes = number * image_size**2 * 3 / 1e9
+    if gigabytes > MOST_GIGABYTES:
+        fitting = int(image_size * math.sqrt(MOST_GIGABYTES / gigabytes))
+        stop(f"{number} pictures of {image_size}x{image_size} pixels need {gigabytes:.1f} GB, more "
+             f"than {MOST_GIGABYTES} GB (MOST_GIGABYTES): take --image-size {fitting} or less.")
     parts = {}
-    for part, around in folders.items():
-        images, paths = read_pictures(groups.pop(around), (image_size, image_size, 3))
+    for part, around in arounds.items():
+        images, paths = read_pictures(groups.pop(around, []), (image_size, image_size, 3))
         if not paths:
-            stop(f"there are no pictures in folders of {around} that can be read.")
+            places = sorted({path.parent for path in files})
+            stop(f"there are no pictures that can be read in {around}/CLASS/. It takes a folder for"
+                 f" each class, with pictures in it. Files lie in: {first_few(places)}.")
         print(f"{len(paths)} pictures for {part} in {around}")
         labels = np.array([in_one_form(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
         parts[part] = (images, labels, names)
-        empty = sorted(set(folders_in(around)) - {path.parent for path in paths})
-        if empty and part == "train":
-            warn("no pictures that can be read lie in these folders, so the network will not know "
-                 f"their classes: {first_few(empty)}.")
+        with_pictures = {path.parent for path in paths}
+        without = [path for path in folders if path.parent == around and path not in with_pictures]
+        if without and part == "train":
+            warn("no class is made of a folder without pictures that can be read: "
+                 f"{first_few(without)}.")
     left_out = sum(groups.values(), [])
     if left_out:
-        warn(f"only files in class folders of {', '.join(map(readable, folders.values()))} are read"
+        warn(f"only files in class folders of {', '.join(map(readable, arounds.values()))} are read"
              f"; left out: {first_few(left_out)}.")
     return parts
 
 
-def find_parts(folder, groups):
+def look_into(folder):
+    """Return the files in a folder and its sub-folders, sorted, and these folders; none hidden."""
+    files = []
+    folders = [folder]
+    entered = set()  # each folder once, as a link may lead back to a folder around it
+    for place in folders:  # they grow in the loop: those in the folder, then those in these, ...
+        if place.resolve() in entered:
+            continue
+        entered.add(place.resolve())
+        names = sorted(set(glob.glob("*", root_dir=place)) - SYSTEM_FILES)
+        paths = [place / name for name in names]
+        files += [path for path in paths if path.is_file()]
+        inside = [path for path in paths if path.is_dir()]
+        folders += sorted(inside, key=pathlib.Path.is_symlink)  # links come last
+    return sorted(files, key=str), folders
+
+
+def find_parts(folder, groups, folders):
     """Return {"train": the folder around its class folders}, perhaps val and test.
 
-    groups: lists of files by the folder around their class folder.
+    groups: lists of files by the folder around their class folder. folders: all there are.
     """
     found = []  # pairs: part, folder
     for around in groups:
         if folder in around.parents and part_of(around):
             found.append((part_of(around), around))
-    folders = dict(found or [("train", folder)])
-    if "train" not in folders or len(folders) < len(found):
+    arounds = dict(found or [("train", folder)])
+    if "train" not in arounds or len(arounds) < len(found):
         stop(f"which folder of {folder} is the training part? One name shall hold the word train, "
              f"perhaps one val and one test, of these: {first_few([pair[1] for pair in found])}.")
-    around = folders["train"]
-    classes = folders_in(around)
+    classes = [path for path in folders if path.parent == arounds["train"]]
     named = {part_of(path) for path in classes}
-    if len(named - {None}) > 1 or named and None not in named:
-        stop(f"the folders in {around} are parts, not classes: {first_few(classes)}. Put a folder "
-             "for each class into each of them, with the pictures of this class.")
-    if around not in groups:
-        places = sorted({path.parent for path in sum(groups.values(), [])})
-        stop(f"there are no pictures in folders of {folder}: it takes {folder}/CLASS/picture.jpg, "
-             f"or {folder}/train/CLASS/picture.jpg. Files lie in: {first_few(places)}.")
-    return folders
+    if len(named - {None}) > 1 or classes and None not in named:
+        stop(f"these are parts, not classes: {first_few(classes)}. Each part takes a folder for "
+             "each class, with pictures in it.")
+    return arounds
 
 
 def part_of(folder):
     """Return "train", "val" or "test" if its name holds this word (seg_train, Test1), or None."""
     for part, words in PARTS.items():
-        # No letter may stand before or behind it: rain, trains and valley hold other words.
+        # No letter stands before or behind the word: trains, rain and valley are others.
         if re.search(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])", folder.name.lower()):
             return part
     return None
@@ -1024,63 +1046,23 @@ def in_one_form(name):
     return " ".join(unicodedata.normalize("NFC", readable(name)).split())
 
 
-def visible(folder):
-    """Return what lies in a folder, without hidden and system files; links come last."""
-    names = set(glob.glob("*", root_dir=folder)) - SYSTEM_FILES
-    return sorted((folder / name for name in names), key=lambda path: (path.is_symlink(), path))
-
-
-def folders_in(folder):
-    """Return the visible folders in a folder."""
-    return [path for path in visible(folder) if path.is_dir()]
-
-
-def files_in(folder):
-    """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
-    files = []
-    entered = set()  # each folder once, as a link may lead back to a folder around it
-    waiting = [folder]
-    for place in waiting:  # grows in the loop: the folders in it, then those in these, ...
-        if place.resolve() not in entered:
-            entered.add(place.resolve())
-            waiting += folders_in(place)
-            files += [path for path in visible(place) if path.is_file()]
-    return sorted(files, key=str)
-
-
-def check_memory(number, image_size):
-    """Stop if the pixels of so many pictures take more than a quarter of the memory."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9  # in GB
-    except (AttributeError, ValueError):  # Windows doesn't tell
-        memory = 16
-    pixels = number * image_size**2 * 3 / 1e9
-    if pixels > memory / 4:  # a quarter, as copies are made
-        fitting = int(image_size * math.sqrt(memory / 4 / pixels))
-        stop(f"{number} pictures of {image_size}x{image_size} pixels are {pixels:.1f} GB, more than"
-             f" a quarter of the memory of {memory:.0f} GB: take --image-size {fitting} or less, or"
-             " fewer pictures.")
-
-
 def without_colour(parts, dataset):
     """Return the parts, with one grey channel if no training image has colours.
 
-    From three equal channels the network can't learn what a tint means: asked with photos of a
-    yellowish light, it could give the same answer to all.
+    From three equal channels a network can't learn what a tint means: under a yellowish lamp, it
+    could give one answer to all.
     """
-    images = parts["train"][0]
+    images, _, names = parts["train"]
     if images.shape[3] == 1:
         return parts
-    # Stray tints: JPEGs of grey pictures differ by up to 3 levels, old paper by 13.
+    # Stray tints: JPEGs of grey pictures differ by up to 3 levels, yellowish scans by 13.
     coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
     if any(coloured):
-        if np.mean(coloured) < 0.1:
-            warn(f"few of the {len(images)} training images of {dataset} have colours: "
-                 f"{first_few(parts['train'][2][coloured])}. From so few the network can't learn "
-                 "colours, and may be wrong on photos. Make them grey or leave them out: then all "
-                 "is read as grey.")
+        if np.mean(coloured) < 0.1:  # too few to learn what colours mean
+            warn(f"few training images of {dataset} have colours: {first_few(names[coloured])}. A "
+                 "photo may get a wrong answer. Without them, or with grey ones, all become grey.")
         return parts
-    print(f"The training pictures of {dataset} are grey: all parts become grey, one channel.")
+    print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
     for part, (images, *others) in parts.items():
         grey = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
         parts[part] = (np.stack(grey)[..., np.newaxis], *others)
@@ -1167,30 +1149,26 @@ def read_picture(path, image_shape, about):
 
 def kind_of_file(path):
     """Return what a file is that Pillow takes for no picture."""
-    with path.open("rb") as file:
-        head = file.read(100)
-    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1"):
-        return "HEIC, a format of phones that Pillow can't read: save them as JPEG"
+    head = path.read_bytes()[:100]
     if head.isascii() and b"\0" not in head:
         return "empty or texts"
-    return (f"no pictures that Pillow can read ({path.suffix}): save them as PNG or JPEG, grey or "
-            "in red, green and blue")
+    is_heic = head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")  # from phones
+    kind = "HEIC" if is_heic else path.suffix
+    return f"{kind} files that Pillow can't read: save them as JPEG or PNG"
 
 
 def is_pen_on_paper(picture, image_shape, about):
-    """Return whether prepare_drawing is for this grey Pillow picture. Or it is taken as it is.
+    """Return whether prepare_drawing is for this grey Pillow picture; else it is taken as it is.
 
-    Who trained with own drawings asks with pictures like them: they are taken as they are, except
-    for bright paper. To built-in data sets people bring photos: only images of theirs are taken as
-    they are.
+    A picture like those that the network has learned from is taken as it is.
     """
     values = np.asarray(picture)
     border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
     if not about["white_on_black"]:
         return False
-    if about["built_in"]:
+    if about["built_in"]:  # people show it photos, also of boards
         return values.shape != image_shape[:2] or border >= 25
-    return border > 127
+    return border > 127  # own drawings, of any size
 
 
 def describe_drawings(x_train):
@@ -1267,7 +1245,7 @@ def predict_pictures(settings):
         is_there = os.path.exists(word)  # photo[1].jpg looks like a wildcard, but may be a file
         for name in [word] if is_there else sorted(glob.glob(word, recursive=True)) or [word]:
             path = pathlib.Path(name)
-            found = files_in(path) if path.is_dir() else [path]
+            found = look_into(path)[0] if path.is_dir() else [path]
             if not found:
                 warn(f"there are no files in {readable(path)}.")
             paths += found
