@@ -998,7 +998,8 @@ def look_into(folder):
     """Return the files in a folder and its sub-folders, sorted, and these folders; none hidden."""
     files = []
     folders = [folder]
-    entered = set()  # each folder once, as a link may lead back to a folder around it
+    # Each folder is entered once, and none around the first one: a link may lead back to these.
+    entered = set(folder.resolve().parents)
     for place in folders:  # they grow in the loop: those in the folder, then those in these, ...
         if place.resolve() in entered:
             continue
@@ -1025,10 +1026,11 @@ def find_parts(folder, groups, folders):
         stop(f"which folder of {folder} is the training part? One name shall hold the word train, "
              f"perhaps one val and one test, of these: {first_few([pair[1] for pair in found])}.")
     classes = [path for path in folders if path.parent == arounds["train"]]
-    named = {part_of(path) for path in classes}
-    if len(named - {None}) > 1 or classes and None not in named:
-        stop(f"these are parts, not classes: {first_few(classes)}. Each part takes a folder for "
-             "each class, with pictures in it.")
+    named_as_parts = [path for path in classes if part_of(path)]
+    several = len({part_of(path) for path in named_as_parts}) > 1
+    if several or classes and named_as_parts == classes:
+        stop(f"these are parts, not classes: {first_few(named_as_parts)}. Each part takes a folder "
+             "for each class, with pictures in it.")
     return arounds
 
 
