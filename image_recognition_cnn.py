@@ -1233,6 +1233,21 @@ def prepare_drawing(picture, image_shape, about):
     return np.asarray(image).reshape(image_shape), remark
 
 
+def files_to_ask(words):
+    """Return the paths of the files that are meant by names of files, of folders and wildcards."""
+    paths = []
+    for word in words:
+        # Windows hands on a wildcard such as *.jpg as it is. photo[1].jpg may be a file's name.
+        names = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+        for name in names or [word]:
+            path = pathlib.Path(name)
+            found = look_into(path)[0] if path.is_dir() else [path]
+            if not found:
+                warn(f"there are no files in {readable(path)}.")
+            paths += found
+    return paths
+
+
 def predict_pictures(settings):
     """Classify picture files with the network of an earlier run; print the likeliest classes.
 
@@ -1241,16 +1256,7 @@ def predict_pictures(settings):
     """
     folder = results_folder(settings)
     model, about = load_trained_model(folder, settings.DATASET)
-    paths = []
-    for word in settings.PREDICT:
-        # Windows hands on a wildcard such as *.jpg as it is.
-        is_there = os.path.exists(word)  # photo[1].jpg looks like a wildcard, but may be a file
-        for name in [word] if is_there else sorted(glob.glob(word, recursive=True)) or [word]:
-            path = pathlib.Path(name)
-            found = look_into(path)[0] if path.is_dir() else [path]
-            if not found:
-                warn(f"there are no files in {readable(path)}.")
-            paths += found
+    paths = files_to_ask(settings.PREDICT)
     print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
     images, paths_read = read_pictures(paths, model.input_shape[1:], about)
     if not paths_read:
