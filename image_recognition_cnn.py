@@ -17,6 +17,7 @@ import base64
 import contextlib
 import glob
 import json
+import logging
 import math
 import os
 import pathlib
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import textwrap
 import time
-import warnings
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 # Keras, TensorFlow and Matplotlib look at these while they are loaded.
@@ -54,6 +55,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
 tf.get_logger().setLevel("ERROR")  # it would warn of many short predictions: they are intended
+logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures can't be read
 
 # %% Settings: change a number, run again, and see what it did
 # A dict(...) holds one value for each case: of EPOCHS, mnist takes 4, and digits takes the 30 of
@@ -1007,6 +1009,8 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
     """
     module, name = PRETRAINED[settings.MODEL]
     size = settings.IMAGE_SIZE
+    if size < 32:
+        stop(f"--image-size {size} is too small for {settings.MODEL}: it takes 32 or more.")
     base = from_keras(getattr(module, name), f"models/{settings.MODEL.partition('_')[0]}*.h5",
                       weights=weights, include_top=False, input_shape=(size, size, 3))
     base.trainable = False  # frozen. (Its top, the last layer, was left out.)
@@ -1071,8 +1075,9 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
 # %% 9. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read by the same
 # function: a network that is asked in another form than it has learned gives wrong answers.
-PARTS = ["train", "val", "test"]
+PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
 SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
+MOST_GIGABYTES = 4  # of pixels in a data set; copies take several times as much
 INK = 100  # of a drawing in white on black, a pixel above this value is ink
 
 
@@ -1091,6 +1096,7 @@ def load_own_data(settings):
         stop(f"--dataset {dataset} {'is none of these' if path.exists() else 'is not there'}: it "
              f"takes {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for each "
              "class, or an .npz file with x_train and y_train.")
+    parts = without_colour(parts, dataset)
     sizes = {part: pd.Series(labels).value_counts() for part, (_, labels, _) in parts.items()}
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
@@ -1134,6 +1140,7 @@ def read_npz(path):
             x = held[f"x_{part}"]
             images = x.reshape(*x.shape[:3], -1).astype("uint8")
             labels = held[f"y_{part}"].ravel().astype(str)
+            labels = np.array([in_one_form(label) for label in labels])
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
             parts[part] = (images, labels, names)
             # uint8 holds whole numbers from 0 to 255: others have changed. All below 64: scaled.
@@ -1150,44 +1157,118 @@ def read_npz(path):
 
 
 def read_folder(folder, image_size, output_dir):
-    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz.
-
-    A folder around class folders is a part if its name holds train, val or test: training_set is,
-    and seg_train/seg_train.
-    """
+    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
     if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
         stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
+    files, folders = look_into(folder)
     groups = {}  # the files by the folder around their class folder
-    for path in files_in(folder):
+    for path in files:
         groups.setdefault(path.parent.parent, []).append(path)
-    found = []  # pairs: part, its folder
-    for around in groups:
-        if folder in around.parents:
-            found += [(part, around) for part in PARTS if part in around.name.lower()]
-    folders = dict(found or [("train", folder)])
-    if "train" not in folders or len(set(folders.values())) < len(found):
-        stop(f"which folder of {folder} is the training part? One name shall hold train, perhaps "
-             f"one val and one test, of these: {first_few([around for _, around in found])}.")
+    arounds = find_parts(folder, groups, folders)
+    number = sum(len(groups.get(around, [])) for around in arounds.values())
+    gigabytes = number * image_size**2 * 3 / 1e9
+    if gigabytes > MOST_GIGABYTES:
+        fitting = int(image_size * math.sqrt(MOST_GIGABYTES / gigabytes))
+        stop(f"{number} pictures of {image_size}x{image_size} pixels need {gigabytes:.1f} GB, more "
+             f"than {MOST_GIGABYTES} GB (MOST_GIGABYTES): take --image-size {fitting} or less.")
     parts = {}
-    for part, around in folders.items():
+    for part, around in arounds.items():
         images, paths = read_pictures(groups.pop(around, []), (image_size, image_size, 3))
         if not paths:
-            stop(f"there are no pictures in folders of {around}: make one for each class.")
+            places = sorted({path.parent for path in files})
+            stop(f"there are no pictures that can be read in {around}/CLASS/. It takes a folder for"
+                 f" each class, with pictures in it. Files lie in: {first_few(places)}.")
         print(f"{len(paths)} pictures for {part} in {around}")
-        labels = np.array([readable(path.parent.name) for path in paths])
+        labels = np.array([in_one_form(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
         parts[part] = (images, labels, names)
+        with_pictures = {path.parent for path in paths}
+        without = [path for path in folders if path.parent == around and path not in with_pictures]
+        if without and part == "train":
+            warn("no class is made of a folder without pictures that can be read: "
+                 f"{first_few(without)}.")
     left_out = sum(groups.values(), [])
     if left_out:
-        warn(f"left out, as only files in a class folder are read: {first_few(left_out)}.")
+        warn(f"only files in class folders of {', '.join(map(readable, arounds.values()))} are read"
+             f"; left out: {first_few(left_out)}.")
     return parts
 
 
-def files_in(folder):
-    """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
-    names = sorted(glob.glob("**", root_dir=folder, recursive=True))
-    paths = [folder / name for name in names if SYSTEM_FILES.isdisjoint(pathlib.Path(name).parts)]
-    return [path for path in paths if path.is_file()]
+def look_into(folder):
+    """Return the files in a folder and its sub-folders, sorted, and these folders; none hidden."""
+    files = []
+    folders = [folder]
+    # Each folder is entered once, and none around the first one: a link may lead back to these.
+    entered = set(folder.resolve().parents)
+    for place in folders:  # they grow in the loop: those in the folder, then those in these, ...
+        if place.resolve() in entered:
+            continue
+        entered.add(place.resolve())
+        names = sorted(set(glob.glob("*", root_dir=place)) - SYSTEM_FILES)
+        paths = [place / name for name in names]
+        files += [path for path in paths if path.is_file()]
+        inside = [path for path in paths if path.is_dir()]
+        folders += sorted(inside, key=pathlib.Path.is_symlink)  # links come last
+    return sorted(files, key=str), folders
+
+
+def find_parts(folder, groups, folders):
+    """Return {"train": the folder around its class folders}, perhaps val and test.
+
+    groups: lists of files by the folder around their class folder. folders: all there are.
+    """
+    found = []  # pairs: part, folder
+    for around in groups:
+        if folder in around.parents and part_of(around):
+            found.append((part_of(around), around))
+    arounds = dict(found or [("train", folder)])
+    if "train" not in arounds or len(arounds) < len(found):
+        stop(f"which folder of {folder} is the training part? One name shall hold the word train, "
+             f"perhaps one val and one test, of these: {first_few([pair[1] for pair in found])}.")
+    classes = [path for path in folders if path.parent == arounds["train"]]
+    named_as_parts = [path for path in classes if part_of(path)]
+    several = len({part_of(path) for path in named_as_parts}) > 1
+    if several or classes and named_as_parts == classes:
+        stop(f"these are parts, not classes: {first_few(named_as_parts)}. Each part takes a folder "
+             "for each class, with pictures in it.")
+    return arounds
+
+
+def part_of(folder):
+    """Return "train", "val" or "test" if its name holds this word (seg_train, Test1), or None."""
+    for part, words in PARTS.items():
+        # No letter stands before or behind the word: trains, rain and valley are others.
+        if re.search(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])", folder.name.lower()):
+            return part
+    return None
+
+
+def in_one_form(name):
+    """Return the name of a class in composed letters (Macs take them apart), on one line."""
+    return " ".join(unicodedata.normalize("NFC", readable(name)).split())
+
+
+def without_colour(parts, dataset):
+    """Return the parts, with one grey channel if no training image has colours.
+
+    From three equal channels a network can't learn what a tint means: under a yellowish lamp, it
+    could give one answer to all.
+    """
+    images, _, names = parts["train"]
+    if images.shape[3] == 1:
+        return parts
+    # Stray tints: JPEGs of grey pictures differ by up to 3 levels, yellowish scans by 13.
+    coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
+    if any(coloured):
+        if np.mean(coloured) < 0.1:  # too few to learn what colours mean
+            warn(f"few training images of {dataset} have colours: {first_few(names[coloured])}. A "
+                 "photo may get a wrong answer. Without them, or with grey ones, all become grey.")
+        return parts
+    print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
+    for part, (images, *others) in parts.items():
+        grey = [np.asarray(Image.fromarray(image).convert("L")) for image in images]
+        parts[part] = (np.stack(grey)[..., np.newaxis], *others)
+    return parts
 
 
 def warn_of_copies(training, validation, test):
@@ -1242,7 +1323,7 @@ def read_picture(path, image_shape, about):
     try:
         # Given the path, Pillow 13 reads some turned TIFFs wrong; given the open file, it doesn't.
         with open(path, "rb") as file, Image.open(file) as picture:
-            if picture.mode[0] in "IF" or ";16" in str(picture.tile):
+            if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
                 return None, "skipped, with more than 8 bits per value: save them with 8 bits"
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # MPO: from phones
                 remark = "with several pages or frames, of which only the first is read"
@@ -1250,21 +1331,46 @@ def read_picture(path, image_shape, about):
             picture.draft("RGB", (max(500, 2 * width), max(500, 2 * height)))
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
-            remark = "that may have transparent parts, which become white"
+            picture = picture.convert("RGBA")
+            if picture.getextrema()[3][0] < 255:  # of the alpha channel, the smallest value
+                remark = "that have transparent parts, which become white"
             white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = Image.alpha_composite(white, picture)
         picture = picture.convert("L" if channels == 1 else "RGB")
-        if about is not None and about["white_on_black"]:
+        if about is not None and is_pen_on_paper(picture, image_shape, about):
             image, doubt = prepare_drawing(picture, image_shape, about)
             return image, doubt or remark
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
-        is_text = pathlib.Path(path).read_bytes()[:100].isascii()
-        return None, f"skipped, as they are {'empty or texts' if is_text else 'no pictures'}"
+        return None, f"skipped, as they are {kind_of_file(pathlib.Path(path))}"
     except Exception as error:  # Pillow raises many kinds for broken files
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        return None, f"skipped, as they can't be read ({reason})"
+        reason = getattr(error, "strerror", None) or re.sub(r"\d+", "...", str(error))
+        return None, f"skipped, as they can't be read ({reason or type(error).__name__})"
+
+
+def kind_of_file(path):
+    """Return what a file is that Pillow takes for no picture."""
+    head = path.read_bytes()[:100]
+    if head.isascii() and b"\0" not in head:
+        return "empty or texts"
+    is_heic = head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")  # from phones
+    kind = "HEIC" if is_heic else path.suffix
+    return f"{kind} files that Pillow can't read: save them as JPEG or PNG"
+
+
+def is_pen_on_paper(picture, image_shape, about):
+    """Return whether prepare_drawing is for this grey Pillow picture; else it is taken as it is.
+
+    A picture like those that the network has learned from is taken as it is.
+    """
+    values = np.asarray(picture)
+    border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
+    if not about["white_on_black"]:
+        return False
+    if about["built_in"]:  # people show it photos, also of boards
+        return values.shape != image_shape[:2] or border >= 25
+    return border > 127  # own drawings, of any size
 
 
 def describe_drawings(x_train):
@@ -1305,10 +1411,15 @@ def prepare_drawing(picture, image_shape, about):
     ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
     if -ink.min() > ink.max():
         ink = -ink  # dark on light
-    ink = (ink / max(np.quantile(ink, 0.999), 0.05)).clip(0, 1)  # 0.05: noise is no ink
-    box = Image.fromarray(ink > INK / 255).getbbox()
-    if box is None:
+    # The noise of a camera is no ink. In a small copy, where it is weaker, ink differs from the
+    # paper by a tenth or more, and by more than noise makes neighbouring pixels differ.
+    small = Image.fromarray(ink.astype("float32"))
+    small.thumbnail((100, 100), Image.Resampling.BOX)
+    noise = np.median(np.abs(np.diff(small, axis=1)))
+    if np.max(np.abs(small)) < np.clip(8 * noise, 0.1, 0.5):
         return np.zeros(image_shape, "uint8"), "without ink"
+    ink = (ink / max(np.quantile(ink, 0.999), 0.05)).clip(0, 1)  # 0.05: where there is little ink
+    box = Image.fromarray(ink > INK / 255).getbbox()
     drawing = Image.fromarray((255 * ink).astype("uint8")).crop(box)
     remark = ""
     if drawing.width / drawing.height > about["widest"]:
@@ -1322,6 +1433,21 @@ def prepare_drawing(picture, image_shape, about):
     return np.asarray(image).reshape(image_shape), remark
 
 
+def files_to_ask(words):
+    """Return the paths of the files that are meant by names of files, of folders and wildcards."""
+    paths = []
+    for word in words:
+        # Windows hands on a wildcard such as *.jpg as it is. photo[1].jpg may be a file's name.
+        names = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
+        for name in names or [word]:
+            path = pathlib.Path(name)
+            found = look_into(path)[0] if path.is_dir() else [path]
+            if not found:
+                warn(f"there are no files in {readable(path)}.")
+            paths += found
+    return paths
+
+
 def predict_pictures(settings):
     """Classify picture files with the network of an earlier run; print the likeliest classes.
 
@@ -1330,12 +1456,7 @@ def predict_pictures(settings):
     """
     folder = results_folder(settings)
     model, about = load_trained_model(folder, settings.DATASET)
-    paths = []
-    for word in settings.PREDICT:
-        # Windows hands on a wildcard such as *.jpg as it is.
-        for name in sorted(glob.glob(word, recursive=True)) or [word]:
-            path = pathlib.Path(name)
-            paths += files_in(path) if path.is_dir() else [path]
+    paths = files_to_ask(settings.PREDICT)
     print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
     images, paths_read = read_pictures(paths, model.input_shape[1:], about)
     if not paths_read:
@@ -1361,7 +1482,7 @@ def save_model(model, x_train, class_names, dataset, folder):
     """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
     about = {"dataset": full_name(dataset), "class_names": class_names, "versions": VERSIONS,
-             **describe_drawings(x_train)}
+             "built_in": dataset in CLASS_NAMES, **describe_drawings(x_train)}
     (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     (folder / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
     return about
@@ -1372,6 +1493,7 @@ def load_trained_model(folder, dataset):
     about = {"versions": "unknown versions"}
     try:
         about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        about.setdefault("built_in", about["dataset"] in CLASS_NAMES)  # older files lack it
         model = keras.models.load_model(folder / "model.keras")  # runs no code of the file
     except Exception as error:  # no file, a broken file, another Keras, ...
         stop(f"--predict finds no network in {folder} that it can read ({str(error)[:300]}; saved "
@@ -1531,6 +1653,9 @@ def read_settings(words=()):
                 stop(f"{name} has no value for {dataset}: write others=... into its dict(...).")
             value = value[fitting[0]]
         values[name] = checked(name, value)
+    if dataset in CLASS_NAMES and any(pathlib.Path(dataset).glob("*/*")):
+        warn(f"--dataset {dataset} is the built-in data set; your folder of this name is "
+             f"--dataset ./{dataset}.")
     return argparse.Namespace(**values)
 
 

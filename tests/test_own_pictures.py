@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import unicodedata
 
 import numpy as np
 import pytest
@@ -81,7 +82,8 @@ def test_names_of_folders(settings, capsys, tmp_path):
     pathlib.Path("loose/test").mkdir()
     picture("red", 1).save("loose/test/1.png")  # a test part without class folders
     load(settings, "loose")
-    assert "in a class folder are read: 1 (loose/test/1.png)" in capsys.readouterr().err
+    assert "class folders of loose/train are read; left out: 1 (loose/test/1.png)" in (
+        capsys.readouterr().err)
     fill("twice/train1")
     fill("twice/train2")
     fill("only/test")
@@ -105,10 +107,199 @@ def test_what_is_left_out_is_named(settings, capsys):
     load(settings, "data")
     warnings = capsys.readouterr().err.splitlines()
     said = "\n".join(warnings)
-    assert "read: 7 (data/loose.png, data/red/inner/deep/0.png" in said
+    assert "left out: 7 (data/loose.png, data/red/inner/deep/0.png" in said
     assert "empty or texts: 9 (data/blue/empty.png" in said and said.count("text") < 7
     assert "cut.png" in said and "save them with 8 bits: 1 (data/blue/deep.png" in said
     assert len(warnings) == 4
+
+
+@pytest.mark.parametrize("names", [
+    ["train", "test1"], ["Training", "Testing", "validation"], ["train2017", "val2017"], ["train"]])
+def test_parts_without_class_folders_are_not_learned_as_classes(settings, capsys, names):
+    fill("data", names)
+    if len(names) > 1:
+        os.mkdir("data/labels")  # a folder beside them changes nothing
+    with one_sentence(capsys, "are parts, not classes", f"data/{names[0]}", "folder for each class"):
+        load(settings, "data")
+
+
+@pytest.mark.parametrize("names", [
+    ["train", "bus", "car"], ["test_tube", "beaker"], ["contrast", "trains", "rain"]])
+def test_classes_that_are_called_like_a_part(settings, capsys, names):
+    fill("data", names)
+    assert load(settings, "data")[3] == sorted(names)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name, part", [
+    ("train", "train"), ("Training", "train"), ("seg_train", "train"), ("train1", "train"),
+    ("Train_images", "train"), ("trainset", "train"), ("test_set", "test"), ("TEST", "test"),
+    ("val", "val"), ("Validation", "val"), ("valid-2", "val"), ("trains", None), ("rain", None),
+    ("valley", None), ("latest", None), ("contest", None)])
+def test_a_part_is_named_by_a_whole_word(name, part):
+    assert script.part_of(pathlib.Path("data", name)) == part
+
+
+def test_pictures_below_the_class_folders_are_found_by_name(settings, capsys):
+    fill("deep/trains", ["images"])
+    fill("deep/cars", ["images"])
+    with one_sentence(capsys, "Files lie in: 2 (deep/cars/images, deep/trains/images)"):
+        load(settings, "deep")
+
+
+def test_an_empty_class_is_named(settings, capsys):
+    fill("data", ["red", "green"])
+    os.mkdir("data/blue")
+    assert load(settings, "data")[3] == ["green", "red"]
+    assert "without pictures that can be read: 1 (data/blue)" in capsys.readouterr().err
+
+
+def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
+    fill("data", ["red", "green", "blue"])
+    for path in pathlib.Path("data/blue").iterdir():  # one is called .jpg, as after a bad export
+        path.rename(path.with_suffix(".jpg" if path.stem == "0" else ".HEIC"))
+    for path in pathlib.Path("data/blue").iterdir():
+        path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
+    load(settings, "data")
+    said = capsys.readouterr().err
+    assert "HEIC files that Pillow can't read: save them as JPEG or PNG: 6 (data/blue/0.jpg" in said
+    assert "without pictures that can be read: 1 (data/blue)" in said
+
+
+def test_other_files_are_told_by_their_ending_or_by_pillows_reason(settings, capsys, tmp_path):
+    fill("data")
+    pathlib.Path("data/red/film.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(200))
+    whole = pathlib.Path("data/red/0.png").read_bytes()
+    for number in (1, 2):
+        pathlib.Path(f"data/red/cut{number}.png").write_bytes(whole[:len(whole) // (1 + number)])
+    load(settings, "data")
+    said = capsys.readouterr().err
+    assert "as they are .mp4 files that Pillow can't read" in said
+    assert "(image file is truncated" in said and "2 (data/red/cut1.png, data/red/cut2.png)" in said
+
+
+def test_a_name_in_composed_and_in_decomposed_letters_is_one_class(settings):
+    names = [unicodedata.normalize(form, "K\u00e4fer") for form in ("NFC", "NFD")]
+    assert names[0] != names[1]
+    fill("data/train", ["Ameise", names[0]])
+    fill("data/test", ["Ameise", names[1]], seed=1)
+    fill("data/train", [names[1]], seed=2)
+    *parts, class_names = load(settings, "data")
+    assert class_names == ["Ameise", names[0]]
+    assert [list(np.bincount(part[1])) for part in (parts[0], parts[2])] == [[5, 11], [6, 6]]
+
+
+def test_white_space_around_a_label_makes_no_other_class(settings):
+    labels = np.array(["ant\r", "bee\r", "cat", " ant", "bee\t", "cat\n"])[np.arange(30) % 6]
+    np.savez("made.npz", x_train=IMAGES, y_train=labels)
+    assert load(settings, "made.npz")[3] == ["ant", "bee", "cat"]
+
+
+def test_links_in_a_circle_end_and_links_to_class_folders_are_followed(settings, capsys):
+    fill("store", ["red", "green"])
+    os.mkdir("data")
+    os.symlink("../store/red", "data/red")
+    fill("data", ["blue"])
+    for name in ("red", "blue"):
+        os.symlink(os.path.abspath("data"), f"data/{name}/all")  # back to where it came from
+        os.symlink(os.path.abspath("."), f"data/{name}/out")  # to what lies around it
+    *parts, class_names = load(settings, "data")
+    assert class_names == ["blue", "red"]
+    assert sum(len(labels) for _, labels in parts) == 12
+    assert "left out" not in capsys.readouterr().err
+
+
+def test_too_many_pixels_are_refused_before_reading(settings, capsys, monkeypatch):
+    fill("data", number=8)
+    monkeypatch.setattr(script, "MOST_GIGABYTES", 24 * 20**2 * 3 / 1e9)
+    settings_of = {size: settings(DATASET="data", IMAGE_SIZE=size) for size in (20, 21)}
+    script.load_data(settings_of[20])
+    monkeypatch.setattr(script, "read_pictures", None)  # would be a TypeError
+    with one_sentence(capsys, "24 pictures of 21x21 pixels", "take --image-size 20 or less"):
+        script.load_data(settings_of[21])
+
+
+def test_a_folder_called_like_a_built_in_data_set_is_told_how_to_be_named(settings, capsys):
+    fill("digits")
+    assert load(settings, "digits")[3] == list("0123456789")
+    assert "your folder of this name is --dataset ./digits" in capsys.readouterr().err
+    assert load(settings, "./digits")[3] == sorted(COLOURS)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_image_size_that_is_too_small_for_a_pretrained_network(settings, capsys):
+    small = settings(MODEL="vgg16", IMAGE_SIZE=31)
+    with one_sentence(capsys, "--image-size 31 is too small for vgg16: it takes 32 or more"):
+        script.build_pretrained((32, 32, 3), 2, small)
+
+
+def grey_picture(kind, seed, tint=(1, 1, 1), noise=0.0):
+    """A disc or a square somewhere, grey but for the tint and the noise of the colours."""
+    random = np.random.default_rng(seed)
+    drawn = Image.new("L", (32, 32), int(random.integers(150, 230)))
+    x, y, half = random.integers(11, 21), random.integers(11, 21), random.integers(7, 10)
+    box = [int(x - half), int(y - half), int(x + half), int(y + half)]
+    ink = int(random.integers(20, 90))
+    if kind == "disc":
+        ImageDraw.Draw(drawn).ellipse(box, fill=ink)
+    else:
+        ImageDraw.Draw(drawn).line([box[:2], box[2:]], fill=ink, width=4)
+    values = np.asarray(drawn)[..., np.newaxis] * np.array(tint)
+    values = values + random.normal(0, noise, values.shape)
+    return Image.fromarray(np.clip(values, 0, 255).astype("uint8"))
+
+
+def save_grey_set(folder, number, **more):
+    for kind in ("disc", "line"):
+        for i in range(number):
+            path = pathlib.Path(folder, f"{kind}/{kind}_{i}.jpg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grey_picture(kind, hash_of(folder + kind, i, 0), **more).save(path, quality=70)
+
+
+def test_a_network_that_learned_from_grey_pictures_knows_tinted_ones(run, no_pictures, capsys):
+    save_grey_set("scans", 40)
+    model, _, _ = run(DATASET="scans", IMAGE_SIZE=16, FILTERS=[16], EPOCHS=8, SHIFT=1)
+    assert model.input_shape == (None, 16, 16, 1)
+    assert "scans are grey: all parts become grey" in capsys.readouterr().out
+    save_grey_set("warm", 8, tint=(1, 0.9, 0.7))
+    save_grey_set("blue", 8, tint=(0.8, 0.9, 1))
+    save_grey_set("noisy", 8, noise=10)
+    script.main(["--dataset", "scans", "--predict", "warm", "blue", "noisy"])
+    answers = [line for line in capsys.readouterr().out.splitlines() if ".jpg: " in line]
+    right = [f": {pathlib.Path(line).parts[1]}" in line for line in answers]
+    assert len(right) == 48 and np.mean(right) > 0.9
+
+
+def test_the_training_part_alone_decides_whether_a_set_is_grey(settings, capsys):
+    save_grey_set("data/train", 10, tint=(1, 0.99, 0.97))  # stray tints
+    save_grey_set("data/test", 4, tint=(1, 0.8, 0.5))
+    *parts, _ = load(settings, "data")
+    assert [images.shape[3] for images, _ in parts] == [1, 1, 1]
+    os.rename("data/train", "data/other")
+    os.rename("data/test", "data/train")
+    os.rename("data/other", "data/test")
+    *parts, _ = load(settings, "data")
+    assert [images.shape[3] for images, _ in parts] == [3, 3, 3]
+    assert capsys.readouterr().err == ""
+
+
+def test_grey_is_made_as_pillow_makes_it_for_npz_files_too(settings):
+    images = np.repeat(IMAGES[..., :1], 3, axis=3)
+    coloured = IMAGES[:6]
+    np.savez("made.npz", x_train=images, y_train=LABELS, x_test=coloured, y_test=LABELS[:6])
+    test_images = load(settings, "made.npz")[2][0]
+    expected = [np.asarray(Image.fromarray(image).convert("L")) for image in coloured]
+    assert np.array_equal(test_images[..., 0], expected)
+
+
+def test_a_few_coloured_pictures_in_a_grey_set_are_named(settings, capsys):
+    save_grey_set("data", 20)
+    picture("red", 1).save("data/disc/disc_0.jpg")
+    *parts, _ = load(settings, "data")
+    assert parts[0][0].shape[3] == 3
+    said = capsys.readouterr().err
+    assert "few training images of data have colours: 1 (disc/disc_0.jpg)" in said
 
 
 def test_the_results_may_not_lie_in_the_data_set(settings, capsys):
@@ -177,7 +368,7 @@ def test_a_part_without_pictures(settings, capsys):
         pathlib.Path("data/test", name, "0.png").write_text("a text")
     with pytest.raises(SystemExit):
         load(settings, "data")
-    assert "there are no pictures in folders of data/test" in capsys.readouterr().err
+    assert "there are no pictures that can be read in data/test/CLASS/" in capsys.readouterr().err
     picture("red", 9).save("data/test/red/1.png")
     load(settings, "data")
     assert "the test part of data has no images of 2 (blue, green)" in capsys.readouterr().err
@@ -273,6 +464,17 @@ def test_a_whole_journey_with_own_pictures(tmp_path):
     assert "Traceback" not in asked.stderr + other.stderr + broken.stderr
 
 
+def test_a_file_whose_name_looks_like_a_wildcard_is_the_one_that_is_asked(settings, capsys):
+    for name in ("photo1.png", "photo[1].png", "photo2.png"):
+        picture("red", 1).save(name)
+    assert script.files_to_ask(["photo[1].png"]) == [pathlib.Path("photo[1].png")]
+    assert script.files_to_ask(["photo[12].png"]) == [
+        pathlib.Path("photo1.png"), pathlib.Path("photo2.png")]
+    os.mkdir("empty")
+    assert script.files_to_ask(["empty"]) == []
+    assert "no files in empty" in capsys.readouterr().err
+
+
 def pen_on_paper(digit, shadow=0.0, board=False, pen=14):
     """A photo (600, 400) of a stroke: 1, or 7, or 0."""
     lines = {1: [(200, 180), (200, 420)], 7: [(120, 190), (280, 190), (180, 420)]}
@@ -335,3 +537,54 @@ def test_what_is_no_such_drawing(about_drawings):
     thin.paste(0, (150, 10, 151, 290))
     image, remark = script.prepare_drawing(thin, (20, 20, 1), about_drawings)
     assert remark == "" and image[10, 10] > 200
+
+
+@pytest.mark.parametrize("light, noise, shadow", [
+    (232, 3, 0), (232, 8, 0), (200, 20, 0), (120, 12, 0), (70, 6, 0), (232, 3, 0.35)])
+@pytest.mark.parametrize("size", [(400, 400), (800, 600), (200, 200)], ids=str)
+def test_blank_paper_under_noise_is_without_ink(about_drawings, size, light, noise, shadow):
+    width, height = size
+    x = np.arange(width) / width
+    values = light * (1 - shadow * x) + np.random.default_rng(0).normal(0, noise, (height, width))
+    blank = Image.fromarray(np.clip(values, 0, 255).astype("uint8"))
+    assert script.prepare_drawing(blank, (20, 20, 1), about_drawings)[1] == "without ink"
+
+
+@pytest.mark.parametrize("built_in, size, border, is_prepared", [
+    (True, 20, 0, False),  # one of the training images, or like them
+    (True, 20, 230, True),  # of the same size, but black on white
+    (True, 60, 0, True),  # a board, a pad
+    (True, 60, 230, True),
+    (False, 20, 0, False),
+    (False, 60, 0, False),  # own drawings of any size
+    (False, 60, 230, True),  # pen on paper
+], ids=str)
+def test_what_is_prepared_as_pen_on_paper(about_drawings, tmp_path, built_in, size, border,
+                                          is_prepared):
+    drawn = Image.new("L", (size, size), border)
+    drawn.paste(255 - border, (size // 4, size // 3, size // 2, size // 2))
+    about = {**about_drawings, "built_in": built_in}
+    drawn.save(tmp_path / "asked.png")
+    image, _ = script.read_picture(tmp_path / "asked.png", (20, 20, 1), about)
+    as_it_is = np.asarray(drawn.resize((20, 20), Image.Resampling.BICUBIC))[..., np.newaxis]
+    assert np.array_equal(image, as_it_is) == (not is_prepared)
+    if is_prepared:
+        assert image.max() == 255 and image[0].max() == 0  # white ink on a black border
+
+
+def test_digits_as_files_and_on_paper_are_asked_as_the_network_learned(run, no_pictures, capsys):
+    model, _, _ = run(EPOCHS=2)
+    about = json.loads(pathlib.Path("outputs/digits/model.json").read_text())
+    assert about["built_in"] and about["white_on_black"]
+    images = np.round(script.load_digits().images[:20] * 255 / 16).astype("uint8")
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(f"{i:02}.png")
+    for digit in (0, 1, 7):
+        pen_on_paper(digit).save(f"paper{digit}.png")
+    script.main(["--predict", "0*.png", "1*.png", "paper*.png"])
+    printed = [line for line in capsys.readouterr().out.splitlines() if ".png: " in line]
+    on_paper = [script.prepare_drawing(pen_on_paper(digit), (8, 8, 1), about)[0]
+                for digit in (0, 1, 7)]
+    expected = model.predict(np.concatenate([images[..., np.newaxis], on_paper]), verbose=0)
+    for line, answer in zip(printed, expected, strict=True):
+        assert f": {answer.argmax()} {answer.max():.1%}" in line
