@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import struct
 import unicodedata
 
 import numpy as np
@@ -312,6 +313,16 @@ def read(path, shape=(16, 16, 3)):
     return script.read_picture(path, shape, None)
 
 
+def save_as_rgb565(picture, path):
+    """A BMP with 16 bits per pixel, 5 red, 6 green, 5 blue, as cameras of small boards write it."""
+    red, green, blue = np.asarray(picture)[::-1].transpose(2, 0, 1).astype("<u2")
+    pixels = (red >> 3 << 11 | green >> 2 << 5 | blue >> 3).tobytes()
+    size = (picture.width, picture.height)
+    head = struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66)
+    head += struct.pack("<IiiHHIIiiII", 40, *size, 1, 16, 3, len(pixels), 2835, 2835, 0, 0)
+    path.write_bytes(head + struct.pack("<III", 0xF800, 0x07E0, 0x001F) + pixels)
+
+
 def test_forms_of_one_picture(tmp_path):
     left_red = Image.new("RGB", (64, 64), COLOURS["blue"])
     left_red.paste(COLOURS["red"], (0, 0, 32, 64))
@@ -322,7 +333,9 @@ def test_forms_of_one_picture(tmp_path):
     left_red.rotate(90).save(tmp_path / "turned.tif", exif=exif)
     left_red.convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "palette.gif")
     left_red.resize((2048, 2048)).save(tmp_path / "large.jpg", quality=95)
-    for name in ("turned.tif", "palette.gif", "large.jpg"):
+    left_red.convert("RGBA").save(tmp_path / "opaque.png")
+    save_as_rgb565(left_red, tmp_path / "board.bmp")
+    for name in ("turned.tif", "palette.gif", "large.jpg", "opaque.png", "board.bmp"):
         image, remark = read(tmp_path / name)
         assert remark == "" and np.abs(image.astype(int) - expected).mean() < 4, name
     see_through = left_red.convert("RGBA")
