@@ -1666,7 +1666,7 @@ PAGE = r"""<!doctype html><html lang="en">
     <ul id="bars" aria-label="The likeliest classes"></ul><p id="spoken" role="status"></p>
   </section>
   <details class="card" id="inside" ontoggle="look()"><summary>Look inside the network</summary>
-    <p>Each tile is the map of one filter: bright where the filter found what it looks for.</p>
+    <p>Each tile is the map of one filter: bright where the filter answers strongly.</p>
     <div id="stages"></div></details>
 </main>
 <script type="application/json" id="data">@@THE TRAINED NETWORK@@</script>
@@ -1689,10 +1689,10 @@ const makeMaps = (height, width, makePixel) => range(height).map(
   (row) => range(width).map((column) => makePixel(row, column)));
 const change = (x, changePixel) => x.map((line) => line.map(changePixel));
 
-// A filter lies on a patch of the image, multiplies each number of the patch by a weight of its
-// own, and adds all up: one number, large where the patch looks like the filter. Then it moves on
-// by one pixel. Each filter gives one map, a channel of the result. ("Dense" layers are filters as
-// large as the image: they fit in one place only. "Same": half of the filter may stick out.)
+// A filter lies on a patch of the image, multiplies each number of the patch by one of its weights,
+// and adds all up: one number, large where the patch looks like the filter. Then it moves on by one
+// pixel. Each filter gives one map, a channel of the result. (A dense layer has filters as large as
+// the maps: they fit in one place only. If `same`, the filter may stick out over the edge.)
 function convolution(x, {shape: [rows, columns, channels, filters], weights, same}) {
   const [above, left] = same ? [(rows - 1) >> 1, (columns - 1) >> 1] : [0, 0];
   const height = same ? x.length : x.length - rows + 1;
@@ -1714,7 +1714,7 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
   });
 }
 
-// Of each patch of a map one number stays: in pooling the largest of 2 x 2.
+// Each patch of a map becomes one number: in pooling, its largest one.
 function pool(x, rows, columns, combine) {
   return makeMaps(Math.floor(x.length / rows), Math.floor(x[0].length / columns), (row, column) => {
     const lines = x.slice(row * rows, (row + 1) * rows);
@@ -1724,7 +1724,7 @@ function pool(x, rows, columns, combine) {
 }
 const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, Math.max);
 
-// Normalization: each channel is multiplied by a number of its own, then another one is added.
+// Normalization: each channel is multiplied by one number, then another number is added.
 const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.map(
   (value, k) => value * weights[k] + weights[channels + k]));
 // ReLU: what is below 0 becomes 0. Without it, many layers could do little more than one.
