@@ -1157,7 +1157,7 @@ def save_model(model, x_train, class_names, dataset, folder):
     """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
     model.save(folder / "model.keras")
     about = {"dataset": full_name(dataset), "class_names": class_names, "versions": VERSIONS,
-             **describe_drawings(x_train)}
+             "built_in": dataset in CLASS_NAMES, **describe_drawings(x_train)}
     (folder / "model.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     (folder / "labels.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")
     return about
@@ -1175,6 +1175,12 @@ def load_trained_model(folder, dataset):
     return model, about
 
 
+# Settings of layers that the page knows with one value only.
+PAGE_TAKES = {"Conv2D": {"strides": (1, 1), "dilation_rate": (1, 1), "groups": 1},
+              "MaxPooling2D": {"padding": "valid"},
+              "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0}}
+
+
 def network_steps(model):
     """Return a Sequential model as a list of steps for the page; ValueError if it can't be one.
 
@@ -1185,13 +1191,18 @@ def network_steps(model):
 
     def add(kind, shape=(), weights=(), **more):
         if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
-            raise ValueError(f"it does not compute {kind} ({type(layer).__name__})")
+            raise ValueError(f"it does not compute {kind} ({layer.name})")
         text = base64.b64encode(np.asarray(weights, "<f4").tobytes()).decode("ascii")
         steps.append({"kind": kind, "shape": list(shape), "weights": text, **more})
 
     for layer in model.layers:
         kind = type(layer).__name__
         channels = layer.output.shape[-1]
+        for name, value in PAGE_TAKES.get(kind, {}).items():
+            if getattr(layer, name) != value:
+                add(f"{kind} with other {name} than {value}")
+        if kind == "Dense" and len(layer.input.shape) > 2:
+            add("Dense on maps, without Flatten")
         if kind in ("Normalization", "BatchNormalization"):
             # Both compute input * scale + offset: two answers tell the two numbers.
             offset = layer(np.zeros((1, 1, 1, channels)))
@@ -1201,7 +1212,7 @@ def network_steps(model):
             add("pooling", layer.pool_size)
         elif kind == "GlobalMaxPooling2D":
             add("pooling", maps[:2])
-        elif kind in ("Conv2D", "Dense") and getattr(layer, "strides", (1, 1)) == (1, 1):
+        elif kind in ("Conv2D", "Dense"):
             # A dense layer is a convolution with filters as large as the maps before it.
             shape = layer.kernel.shape if kind == "Conv2D" else (*maps, channels)
             bias = layer.bias if layer.use_bias else np.zeros(channels)
@@ -1209,26 +1220,47 @@ def network_steps(model):
                 same=getattr(layer, "padding", "valid") == "same")
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
-        elif kind not in ("RandomTranslation", "RandomFlip", "Dropout", "Flatten"):
+        elif kind not in ("Dropout", "Flatten") and not kind.startswith("Random"):
             add(kind.lower())  # relu, or one that the page does not know
         if kind != "Flatten":
             maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind a dense layer: (1, 1, channels)
     return steps
 
 
+def check_pattern(shape):
+    """Return an image (1, *shape) float32, 0 to 255, by a formula that the page has, too."""
+    row, column, channel = np.indices(shape)
+    image = (row * row + 3 * row * column + 7 * column + 50 * channel) % 256
+    return image[np.newaxis].astype("float32")
+
+
 def write_page(model, class_names, about, title, folder):
     """Write try_it.html, the page that recognizes pictures with this model in a browser."""
+    last = model.layers[-1]
     try:
-        steps = network_steps(model)
+        *steps, end = network_steps(model)
+        if not isinstance(last, layers.Dense) or end["kind"] != "softmax":
+            raise ValueError(f"its last layer ({last.name}) is not Dense with softmax")
     except ValueError as error:
         return warn(f"no try_it.html, which is for networks as those of MODEL cnn: {error}.")
+    # The sums of the last layer for a pattern, before softmax: the page has to find the same ones.
+    before_last = keras.Model(model.inputs[0], last.input)
+    inputs = before_last(check_pattern(model.input_shape[1:]), training=False)
+    sums = inputs @ last.kernel + (last.bias if last.use_bias else 0)
     content = {"title": title, "class_names": class_names, "steps": steps,
                "input_shape": model.input_shape[1:], "parameters": model.count_params(),
-               "white_on_black": about["white_on_black"], "ink_share": about["ink_share"]}
+               "expected": np.ravel(sums).tolist()}
+    for name in ("white_on_black", "built_in", "ink_share", "widest"):
+        content[name] = about[name]
     # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
     text = json.dumps(content).replace("<", "\\u003c")
-    page = PAGE.replace("@@THE TRAINED NETWORK@@", text)
-    (folder / "try_it.html").write_text(page, encoding="utf-8")
+    path = folder / "try_it.html"
+    path.write_text(PAGE.replace("@@THE TRAINED NETWORK@@", text), encoding="utf-8")
+    megabytes = path.stat().st_size / 1e6
+    if megabytes > 10:
+        warn(f"try_it.html has {megabytes:.0f} MB: slow to send, to open and to answer. It becomes "
+             "smaller with --dense-units 0 (global pooling), fewer --filters or a smaller "
+             "--image-size.")
 
 
 def write_phone_model(model, folder):
@@ -1642,6 +1674,7 @@ PAGE = r"""<!doctype html><html lang="en">
   #pad { display: block; width: min(100%, max(12rem, 44vh)); aspect-ratio: 1; margin: .25rem auto;
     object-fit: contain; border-radius: 1rem; background: black; touch-action: none; }
   #file, #spoken { position: absolute; width: 1px; height: 1px; opacity: 0; }
+  #alarm { color: light-dark(#b3261e, #ffb4ab); font-weight: 700; }
   #answer { color: var(--accent); font-size: 1.8rem; font-weight: 700; line-height: 1.2; }
   section figure { float: right; margin-left: 1rem; }
   #bars { clear: both; padding: .5rem 0; }
@@ -1651,7 +1684,8 @@ PAGE = r"""<!doctype html><html lang="en">
   details canvas { width: min(11%, 4rem); margin: 1px; }
 </style>
 <main>
-  <header><h1 id="title"></h1><p id="about"></p></header>
+  <header><h1 id="title"></h1><p id="about"></p><p id="alarm" role="alert" hidden>This page computes
+    something else than the network that was trained: do not trust its answers.</p></header>
   <section class="card" aria-label="Picture">
     <canvas id="pad" role="img" aria-label="The picture"></canvas>
     <button id="clear" onclick="clearPad()">Clear</button>
@@ -1745,7 +1779,16 @@ function recognize(image) {
     x = compute[step.kind](x, step);
     if (step.kind === "relu") stages.push(x);
   }
-  return {probabilities: [...x[0][0]], stages};  // one pixel is left, a channel for each class
+  const sums = [...x[0][0]];  // one pixel is left, with a channel for each class
+  return {sums, probabilities: softmax([[sums]])[0][0], stages};
+}
+
+// Keras was asked about this pattern, too: does this page find nearly the same sums?
+function isAsTrained() {
+  const {sums} = recognize(makeMaps(HEIGHT, WIDTH, (row, column) => range(CHANNELS).map(
+    (channel) => (row * row + 3 * row * column + 7 * column + 50 * channel) % 256)));
+  const most = largest(data.expected.map(Math.abs));
+  return data.expected.every((value, i) => Math.abs(sums[i] - value) <= 0.01 * most);
 }
 
 // ---------- From any picture to the pixels that the network knows ----------
@@ -1952,6 +1995,7 @@ function drawStage(x) {
 document.title = `Try it: ${data.title}`;
 element("title").textContent = document.title;
 element("about").textContent = `${data.parameters.toLocaleString("en")} weights, all in this file.`;
+element("alarm").hidden = isAsTrained();
 clearPad();
 </script>
 """
