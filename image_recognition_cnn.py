@@ -1835,28 +1835,52 @@ function cutOut(maps, middle, centre, step) {
   return pool(points, 4, 4, (a, b) => a + b);
 }
 
-// Of a photo the middle; of a drawing the ink, white on black, as large as in training; else null.
+// Is there a drawing to be cut out? Or is the picture like the training images, taken as it is?
+function isToBeCutOut(copy) {
+  if (!data.white_on_black) return false;
+  if (onPad === "drawing") return true;
+  const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
+  const border = quantile([copy[0], copy.at(-1), sides], 0.5);
+  if (!data.built_in) return border > 127;  // to own sets, only bright paper is foreign
+  return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
+}
+
+// The ink, 0 to 255: what differs from the paper. Or null: blank paper, perhaps a camera's noise.
+function findInk(copy) {
+  const paper = findPaper(copy.length, copy[0].length);
+  const difference = copy.map(
+    (line, row) => line.map(([value], column) => value - paper[row][column][0]));
+  // Half of the pixels differ by less than the noise, but ink by 20 times as much. Differences
+  // below 10 (of 255) are never ink; those above 60 always are.
+  const noise = quantile(change(difference, Math.abs), 0.5);
+  const strongest = Math.max(-quantile(difference, 0.001), quantile(difference, 0.999));
+  if (strongest < Math.max(10, Math.min(60, 20 * noise))) return null;
+  const contrast = difference.map((line, row) => line.map(  // in the shade, both are darker
+    (value, column) => value / (paper[row][column][0] + 1)));
+  const [dark, light] = [quantile(contrast, 0.001), quantile(contrast, 0.999)];
+  return change(contrast, (value) => [255 * clip(value / (-dark > light ? dark : light), 1)]);
+}
+
+// The image for the network (null: there is nothing to see), and what is to be said of it: of a
+// photo the middle; of a drawing the ink, white on black, as large as in training.
 function prepare() {
-  if (onPad === "nothing") return null;
+  if (onPad === "nothing") return [null, ""];
   const smaller = Math.min(1, SIDE / Math.max(pad.width, pad.height));
   const [height, width] = [Math.ceil(smaller * pad.height), Math.ceil(smaller * pad.width)];
   const copy = read(pad, height, width);
   const step = Math.min(height / HEIGHT, width / WIDTH);
-  if (!data.white_on_black) return cutOut(copy, height / 2, width / 2, step);
-  const paper = findPaper(height, width);
-  const contrast = makeMaps(height, width, (row, column) =>  // in the shade, both are darker
-    (copy[row][column][0] + 1) / (paper[row][column][0] + 1) - 1);
-  const [dark, light] = [quantile(contrast, 0.001), quantile(contrast, 0.999)];
-  const strongest = -dark > light ? Math.min(dark, -0.05) : Math.max(light, 0.05);  // not noise
-  const ink = change(contrast, (value) => [255 * clip(value / strongest, 1)]);
+  if (!isToBeCutOut(copy)) return [cutOut(copy, height / 2, width / 2, step), ""];
+  const ink = findInk(copy);
+  if (!ink) return [null, ""];
   const rows = range(height).filter((row) => ink[row].some(([value]) => value > 100));
   const columns = range(width).filter((column) => ink.some((line) => line[column][0] > 100));
-  if (rows.length === 0) return null;
   const [tall, wide] = [rows.at(-1) + 1 - rows[0], columns.at(-1) + 1 - columns[0]];
+  const remark = wide / tall > data.widest
+    ? ", but wider than the training images (is it one drawing?)" : "";
   const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
   const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
   const white = Math.max(1, quantile(image, 0.97));  // made small, a thin line is pale
-  return change(image, ([value]) => [255 * clip(value / white, 1)]);
+  return [change(image, ([value]) => [255 * clip(value / white, 1)]), remark];
 }
 
 // ---------- Where pictures come from: pen, file, camera ----------
@@ -1945,19 +1969,19 @@ document.ondragover = (event) => event.preventDefault();
 // ---------- The answer ----------
 // First the preparation; the network a moment later, so that the pen does not wait for both.
 function look() {
-  const image = prepare();
+  const [image, remark] = prepare();
   paint(element("seen"), image ?? makeMaps(HEIGHT, WIDTH, () => [0]));
   clearTimeout(waiting);
-  if (image) waiting = setTimeout(() => showAnswer(recognize(image)), 0);
-  else showAnswer({probabilities: names.map(() => 0), stages: []});
+  if (image) waiting = setTimeout(() => showAnswer(recognize(image), remark), 0);
+  else showAnswer({probabilities: names.map(() => 0), stages: []}, "");
 }
 
-function showAnswer({probabilities, stages}) {
+function showAnswer({probabilities, stages}, remark) {
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
   const share = largest(probabilities);
   const doubt = share < 0.5 ? ", so it may well be wrong" : "";
   const answer = share ? names[probabilities.indexOf(share)] : "–";
-  const sure = share ? `${percent(share)} sure${doubt}` : "nothing to see yet";
+  const sure = share ? `${percent(share)} sure${remark || doubt}` : "nothing to see yet";
   element("answer").textContent = answer;
   element("sure").textContent = sure;
   clearTimeout(hearing);
