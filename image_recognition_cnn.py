@@ -1501,6 +1501,12 @@ def load_trained_model(folder, dataset):
     return model, about
 
 
+# Settings of layers that the page knows with one value only.
+PAGE_TAKES = {"Conv2D": {"strides": (1, 1), "dilation_rate": (1, 1), "groups": 1},
+              "MaxPooling2D": {"padding": "valid"},
+              "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0}}
+
+
 def network_steps(model):
     """Return a Sequential model as a list of steps for the page; ValueError if it can't be one.
 
@@ -1511,13 +1517,18 @@ def network_steps(model):
 
     def add(kind, shape=(), weights=(), **more):
         if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
-            raise ValueError(f"it does not compute {kind} ({type(layer).__name__})")
+            raise ValueError(f"it does not compute {kind} ({layer.name})")
         text = base64.b64encode(np.asarray(weights, "<f4").tobytes()).decode("ascii")
         steps.append({"kind": kind, "shape": list(shape), "weights": text, **more})
 
     for layer in model.layers:
         kind = type(layer).__name__
         channels = layer.output.shape[-1]
+        for name, value in PAGE_TAKES.get(kind, {}).items():
+            if getattr(layer, name) != value:
+                add(f"{kind} with other {name} than {value}")
+        if kind == "Dense" and len(layer.input.shape) > 2:
+            add("Dense on maps, without Flatten")
         if kind in ("Normalization", "BatchNormalization"):
             # Both compute input * scale + offset: two answers tell the two numbers.
             offset = layer(np.zeros((1, 1, 1, channels)))
@@ -1527,7 +1538,7 @@ def network_steps(model):
             add("pooling", layer.pool_size)
         elif kind == "GlobalMaxPooling2D":
             add("pooling", maps[:2])
-        elif kind in ("Conv2D", "Dense") and getattr(layer, "strides", (1, 1)) == (1, 1):
+        elif kind in ("Conv2D", "Dense"):
             # A dense layer is a convolution with filters as large as the maps before it.
             shape = layer.kernel.shape if kind == "Conv2D" else (*maps, channels)
             bias = layer.bias if layer.use_bias else np.zeros(channels)
@@ -1535,26 +1546,47 @@ def network_steps(model):
                 same=getattr(layer, "padding", "valid") == "same")
             if layer.activation.__name__ != "linear":
                 add(layer.activation.__name__)
-        elif kind not in ("RandomTranslation", "RandomFlip", "Dropout", "Flatten"):
+        elif kind not in ("Dropout", "Flatten") and not kind.startswith("Random"):
             add(kind.lower())  # relu, or one that the page does not know
         if kind != "Flatten":
             maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind a dense layer: (1, 1, channels)
     return steps
 
 
+def check_pattern(shape):
+    """Return an image (1, *shape) float32, 0 to 255, by a formula that the page has, too."""
+    row, column, channel = np.indices(shape)
+    image = (row * row + 3 * row * column + 7 * column + 50 * channel) % 256
+    return image[np.newaxis].astype("float32")
+
+
 def write_page(model, class_names, about, title, folder):
     """Write try_it.html, the page that recognizes pictures with this model in a browser."""
+    last = model.layers[-1]
     try:
-        steps = network_steps(model)
+        *steps, end = network_steps(model)
+        if not isinstance(last, layers.Dense) or end["kind"] != "softmax":
+            raise ValueError(f"its last layer ({last.name}) is not Dense with softmax")
     except ValueError as error:
         return warn(f"no try_it.html, which is for networks as those of MODEL cnn: {error}.")
+    # The sums of the last layer for a pattern, before softmax: the page has to find the same ones.
+    before_last = keras.Model(model.inputs[0], last.input)
+    inputs = before_last(check_pattern(model.input_shape[1:]), training=False)
+    sums = inputs @ last.kernel + (last.bias if last.use_bias else 0)
     content = {"title": title, "class_names": class_names, "steps": steps,
                "input_shape": model.input_shape[1:], "parameters": model.count_params(),
-               "white_on_black": about["white_on_black"], "ink_share": about["ink_share"]}
+               "expected": np.ravel(sums).tolist()}
+    for name in ("white_on_black", "built_in", "ink_share", "widest"):
+        content[name] = about[name]
     # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
     text = json.dumps(content).replace("<", "\\u003c")
-    page = PAGE.replace("@@THE TRAINED NETWORK@@", text)
-    (folder / "try_it.html").write_text(page, encoding="utf-8")
+    path = folder / "try_it.html"
+    path.write_text(PAGE.replace("@@THE TRAINED NETWORK@@", text), encoding="utf-8")
+    megabytes = path.stat().st_size / 1e6
+    if megabytes > 10:
+        warn(f"try_it.html has {megabytes:.0f} MB: slow to send, to open and to answer. It becomes "
+             "smaller with --dense-units 0 (global pooling), fewer --filters or a smaller "
+             "--image-size.")
 
 
 def write_phone_model(model, folder):
@@ -1977,6 +2009,7 @@ PAGE = r"""<!doctype html><html lang="en">
   #pad { display: block; width: min(100%, max(12rem, 44vh)); aspect-ratio: 1; margin: .25rem auto;
     object-fit: contain; border-radius: 1rem; background: black; touch-action: none; }
   #file, #spoken { position: absolute; width: 1px; height: 1px; opacity: 0; }
+  #alarm { color: light-dark(#b3261e, #ffb4ab); font-weight: 700; }
   #answer { color: var(--accent); font-size: 1.8rem; font-weight: 700; line-height: 1.2; }
   section figure { float: right; margin-left: 1rem; }
   #bars { clear: both; padding: .5rem 0; }
@@ -1986,7 +2019,8 @@ PAGE = r"""<!doctype html><html lang="en">
   details canvas { width: min(11%, 4rem); margin: 1px; }
 </style>
 <main>
-  <header><h1 id="title"></h1><p id="about"></p></header>
+  <header><h1 id="title"></h1><p id="about"></p><p id="alarm" role="alert" hidden>This page computes
+    something else than the network that was trained: do not trust its answers.</p></header>
   <section class="card" aria-label="Picture">
     <canvas id="pad" role="img" aria-label="The picture"></canvas>
     <button id="clear" onclick="clearPad()">Clear</button>
@@ -2001,7 +2035,7 @@ PAGE = r"""<!doctype html><html lang="en">
     <ul id="bars" aria-label="The likeliest classes"></ul><p id="spoken" role="status"></p>
   </section>
   <details class="card" id="inside" ontoggle="look()"><summary>Look inside the network</summary>
-    <p>Each tile is the map of one filter: bright where the filter found what it looks for.</p>
+    <p>Each tile is the map of one filter: bright where the filter answers strongly.</p>
     <div id="stages"></div></details>
 </main>
 <script type="application/json" id="data">@@THE TRAINED NETWORK@@</script>
@@ -2024,10 +2058,10 @@ const makeMaps = (height, width, makePixel) => range(height).map(
   (row) => range(width).map((column) => makePixel(row, column)));
 const change = (x, changePixel) => x.map((line) => line.map(changePixel));
 
-// A filter lies on a patch of the image, multiplies each number of the patch by a weight of its
-// own, and adds all up: one number, large where the patch looks like the filter. Then it moves on
-// by one pixel. Each filter gives one map, a channel of the result. ("Dense" layers are filters as
-// large as the image: they fit in one place only. "Same": half of the filter may stick out.)
+// A filter lies on a patch of the image, multiplies each number of the patch by one of its weights,
+// and adds all up: one number, large where the patch looks like the filter. Then it moves on by one
+// pixel. Each filter gives one map, a channel of the result. (A dense layer has filters as large as
+// the maps: they fit in one place only. If `same`, the filter may stick out over the edge.)
 function convolution(x, {shape: [rows, columns, channels, filters], weights, same}) {
   const [above, left] = same ? [(rows - 1) >> 1, (columns - 1) >> 1] : [0, 0];
   const height = same ? x.length : x.length - rows + 1;
@@ -2049,7 +2083,7 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
   });
 }
 
-// Of each patch of a map one number stays: in pooling the largest of 2 x 2.
+// Each patch of a map becomes one number: in pooling, its largest one.
 function pool(x, rows, columns, combine) {
   return makeMaps(Math.floor(x.length / rows), Math.floor(x[0].length / columns), (row, column) => {
     const lines = x.slice(row * rows, (row + 1) * rows);
@@ -2059,7 +2093,7 @@ function pool(x, rows, columns, combine) {
 }
 const pooling = (x, {shape: [rows, columns]}) => pool(x, rows, columns, Math.max);
 
-// Normalization: each channel is multiplied by a number of its own, then another one is added.
+// Normalization: each channel is multiplied by one number, then another number is added.
 const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.map(
   (value, k) => value * weights[k] + weights[channels + k]));
 // ReLU: what is below 0 becomes 0. Without it, many layers could do little more than one.
@@ -2080,7 +2114,16 @@ function recognize(image) {
     x = compute[step.kind](x, step);
     if (step.kind === "relu") stages.push(x);
   }
-  return {probabilities: [...x[0][0]], stages};  // one pixel is left, a channel for each class
+  const sums = [...x[0][0]];  // one pixel is left, with a channel for each class
+  return {sums, probabilities: softmax([[sums]])[0][0], stages};
+}
+
+// Keras was asked about this pattern, too: does this page find nearly the same sums?
+function isAsTrained() {
+  const {sums} = recognize(makeMaps(HEIGHT, WIDTH, (row, column) => range(CHANNELS).map(
+    (channel) => (row * row + 3 * row * column + 7 * column + 50 * channel) % 256)));
+  const most = largest(data.expected.map(Math.abs));
+  return data.expected.every((value, i) => Math.abs(sums[i] - value) <= 0.01 * most);
 }
 
 // ---------- From any picture to the pixels that the network knows ----------
@@ -2127,28 +2170,52 @@ function cutOut(maps, middle, centre, step) {
   return pool(points, 4, 4, (a, b) => a + b);
 }
 
-// Of a photo the middle; of a drawing the ink, white on black, as large as in training; else null.
+// Is there a drawing to be cut out? Or is the picture like the training images, taken as it is?
+function isToBeCutOut(copy) {
+  if (!data.white_on_black) return false;
+  if (onPad === "drawing") return true;
+  const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
+  const border = quantile([copy[0], copy.at(-1), sides], 0.5);
+  if (!data.built_in) return border > 127;  // to own sets, only bright paper is foreign
+  return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
+}
+
+// The ink, 0 to 255: what differs from the paper. Or null: blank paper, perhaps a camera's noise.
+function findInk(copy) {
+  const paper = findPaper(copy.length, copy[0].length);
+  const difference = copy.map(
+    (line, row) => line.map(([value], column) => value - paper[row][column][0]));
+  // Half of the pixels differ by less than the noise, but ink by 20 times as much. Differences
+  // below 10 (of 255) are never ink; those above 60 always are.
+  const noise = quantile(change(difference, Math.abs), 0.5);
+  const strongest = Math.max(-quantile(difference, 0.001), quantile(difference, 0.999));
+  if (strongest < Math.max(10, Math.min(60, 20 * noise))) return null;
+  const contrast = difference.map((line, row) => line.map(  // in the shade, both are darker
+    (value, column) => value / (paper[row][column][0] + 1)));
+  const [dark, light] = [quantile(contrast, 0.001), quantile(contrast, 0.999)];
+  return change(contrast, (value) => [255 * clip(value / (-dark > light ? dark : light), 1)]);
+}
+
+// The image for the network (null: there is nothing to see), and what is to be said of it: of a
+// photo the middle; of a drawing the ink, white on black, as large as in training.
 function prepare() {
-  if (onPad === "nothing") return null;
+  if (onPad === "nothing") return [null, ""];
   const smaller = Math.min(1, SIDE / Math.max(pad.width, pad.height));
   const [height, width] = [Math.ceil(smaller * pad.height), Math.ceil(smaller * pad.width)];
   const copy = read(pad, height, width);
   const step = Math.min(height / HEIGHT, width / WIDTH);
-  if (!data.white_on_black) return cutOut(copy, height / 2, width / 2, step);
-  const paper = findPaper(height, width);
-  const contrast = makeMaps(height, width, (row, column) =>  // in the shade, both are darker
-    (copy[row][column][0] + 1) / (paper[row][column][0] + 1) - 1);
-  const [dark, light] = [quantile(contrast, 0.001), quantile(contrast, 0.999)];
-  const strongest = -dark > light ? Math.min(dark, -0.05) : Math.max(light, 0.05);  // not noise
-  const ink = change(contrast, (value) => [255 * clip(value / strongest, 1)]);
+  if (!isToBeCutOut(copy)) return [cutOut(copy, height / 2, width / 2, step), ""];
+  const ink = findInk(copy);
+  if (!ink) return [null, ""];
   const rows = range(height).filter((row) => ink[row].some(([value]) => value > 100));
   const columns = range(width).filter((column) => ink.some((line) => line[column][0] > 100));
-  if (rows.length === 0) return null;
   const [tall, wide] = [rows.at(-1) + 1 - rows[0], columns.at(-1) + 1 - columns[0]];
+  const remark = wide / tall > data.widest
+    ? ", but wider than the training images (is it one drawing?)" : "";
   const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
   const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
   const white = Math.max(1, quantile(image, 0.97));  // made small, a thin line is pale
-  return change(image, ([value]) => [255 * clip(value / white, 1)]);
+  return [change(image, ([value]) => [255 * clip(value / white, 1)]), remark];
 }
 
 // ---------- Where pictures come from: pen, file, camera ----------
@@ -2237,19 +2304,19 @@ document.ondragover = (event) => event.preventDefault();
 // ---------- The answer ----------
 // First the preparation; the network a moment later, so that the pen does not wait for both.
 function look() {
-  const image = prepare();
+  const [image, remark] = prepare();
   paint(element("seen"), image ?? makeMaps(HEIGHT, WIDTH, () => [0]));
   clearTimeout(waiting);
-  if (image) waiting = setTimeout(() => showAnswer(recognize(image)), 0);
-  else showAnswer({probabilities: names.map(() => 0), stages: []});
+  if (image) waiting = setTimeout(() => showAnswer(recognize(image), remark), 0);
+  else showAnswer({probabilities: names.map(() => 0), stages: []}, "");
 }
 
-function showAnswer({probabilities, stages}) {
+function showAnswer({probabilities, stages}, remark) {
   const percent = (share) => `${(100 * share).toFixed(1)}%`;
   const share = largest(probabilities);
   const doubt = share < 0.5 ? ", so it may well be wrong" : "";
   const answer = share ? names[probabilities.indexOf(share)] : "–";
-  const sure = share ? `${percent(share)} sure${doubt}` : "nothing to see yet";
+  const sure = share ? `${percent(share)} sure${remark || doubt}` : "nothing to see yet";
   element("answer").textContent = answer;
   element("sure").textContent = sure;
   clearTimeout(hearing);
@@ -2287,6 +2354,7 @@ function drawStage(x) {
 document.title = `Try it: ${data.title}`;
 element("title").textContent = document.title;
 element("about").textContent = `${data.parameters.toLocaleString("en")} weights, all in this file.`;
+element("alarm").hidden = isAsTrained();
 clearPad();
 </script>
 """
