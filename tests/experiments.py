@@ -3,7 +3,7 @@
     python tests/experiments.py staircase              # what each trick gives: 27 runs
     python tests/experiments.py staircase --seeds 0    # one seed only: 9 runs
     python tests/experiments.py --list                 # all experiments, and the question of each
-    python tests/experiments.py staircase --short      # a trial on small digits: the figures mean nothing
+    python tests/experiments.py staircase --short      # a trial on small digits; says nothing
 
 Each run is the script's own command, as a process of its own. The runs are kept in
 outputs/benchmark/experiments.json: a run that is there is not run again, so a program that was cut
@@ -144,8 +144,8 @@ def table_of(runs, measured):
         if before is not None:
             overlap = min(values) <= max(before) and min(before) <= max(values)
             change = f"{np.mean(values) - np.mean(before):+.1f}{'?' if overlap else ''}"
-        lines.append(f"| {name} | {np.mean(values):.2f} % | {min(values):.2f} to {max(values):.2f} | "
-                     f"{change} | {seconds:.0f} |")
+        lines.append(f"| {name} | {np.mean(values):.2f} % | {min(values):.2f} to {max(values):.2f} "
+                     f"| {change} | {seconds:.0f} |")
         before = values
     return lines
 
@@ -153,7 +153,7 @@ def table_of(runs, measured):
 def draw_staircase(runs, measured, path):
     """Draw a bar from the row before to each row, and a point for each run."""
     figure, axis = plt.subplots(figsize=(11, 5), layout="constrained")
-    for place, (name, of_row) in enumerate(runs.items()):
+    for place, of_row in enumerate(runs.values()):
         values = [100 * one[measured] for one in of_row]
         axis.barh(place, np.mean(values), color="C0", alpha=0.5)
         axis.plot(values, [place] * len(values), "k.", markersize=5)
