@@ -1364,10 +1364,10 @@ def is_pen_on_paper(picture, image_shape, about):
 
     A picture like those that the network has learned from is taken as it is.
     """
-    values = np.asarray(picture)
-    border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
     if not about["white_on_black"]:
         return False
+    values = np.asarray(picture)
+    border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
     if about["built_in"]:  # people show it photos, also of boards
         return values.shape != image_shape[:2] or border >= 25
     return border > 127  # own drawings, of any size
