@@ -79,6 +79,7 @@ def photos(settings):
 
 
 def answer_to(page, name, content):
+    page.evaluate("clearPad('')")  # no answer of an earlier picture is left
     page.set_input_files("#file", {"name": name, "mimeType": "image/png", "buffer": content})
     page.wait_for_function(
         "element('message').textContent !== '' || onPad === 'picture'"
