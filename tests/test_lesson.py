@@ -3,12 +3,14 @@
 import argparse
 import os
 import pathlib
+import warnings
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 from sklearn.datasets import load_digits
+from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, log_loss
 
@@ -458,6 +460,20 @@ def test_the_history_tells_training_from_validation(settings, tmp_path):
     assert last["loss"] < history["loss"][0]
 
 
+@pytest.mark.parametrize("is_terminal, verbose", [(True, 1), (False, 2)])
+def test_a_terminal_shows_a_bar_and_a_file_gets_lines(
+        settings, tmp_path, monkeypatch, is_terminal, verbose):
+    told = {}
+    model = small_network()
+    monkeypatch.setattr(keras.Sequential, "fit", lambda *_, **options: told.update(options))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
+    (tmp_path / "history.csv").write_text("epoch,loss\n0,1.5\n")
+    x, y = noise(40, 8, 8, 1), np.arange(40) % 10
+    script.train(model, x, y, x, y, tmp_path, settings(EPOCHS=7), 3)
+    assert told["verbose"] == verbose and told["shuffle"] is False, "they are shuffled already"
+    assert (told["initial_epoch"], told["epochs"]) == (3, 7)
+
+
 # Chapter 5: test
 
 
@@ -479,7 +495,9 @@ def tested():
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(0.01), layers.Flatten(),
                               layers.Dense(4, activation="softmax")])
     names = ["a", "b", "c", "猫"]
-    probabilities, results = script.evaluate(model, x[:30], y[:30], x, y, names)
+    with warnings.catch_warnings():  # nothing is said of the class without images
+        warnings.simplefilter("error", UndefinedMetricWarning)
+        probabilities, results = script.evaluate(model, x[:30], y[:30], x, y, names)
     assert np.allclose(probabilities, model.predict(x, verbose=0), atol=1e-6)
     return y, probabilities, results, names
 
@@ -507,7 +525,9 @@ def test_the_interval_is_that_of_a_published_table():
 
 def test_the_report_prints_and_writes_what_was_found(tested, tmp_path, capsys):
     y, probabilities, results, names = tested
-    script.report(results, probabilities, y, names, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UndefinedMetricWarning)
+        script.report(results, probabilities, y, names, tmp_path)
     printed = capsys.readouterr().out
     for number in (results["test_accuracy"], *results["test_accuracy_interval"]):
         assert f"{number:.2%}" in printed

@@ -205,6 +205,8 @@ def test_a_run_cut_off_in_fine_tuning_goes_on_there(
     written = (tmp_path / "outputs/digits/history.csv").read_text().splitlines()
     assert written[:4] == rows and list(history["epoch"]) == [0, 1, 2, 3]
     assert history["val_loss"][3] == pytest.approx(history["val_loss"][2], rel=0.05)
+    assert 1e-9 < history["learning_rate"][2] <= 1e-5, "it rises and falls once more"
+    assert history["learning_rate"][3] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_pretrained_network_without_weights_is_one_sentence(settings, capsys):

@@ -209,10 +209,12 @@ def test_the_matrix_has_a_row_for_each_true_class(pictures, tmp_path):
 
 def test_the_colours_are_shares_of_the_row(pictures, tmp_path):
     counts = np.array([[6, 2], [0, 0]])  # no test image of the second class
-    mesh = drawn_matrix(pictures, tmp_path, counts, ["a", "b"]).collections[0]
+    axis = drawn_matrix(pictures, tmp_path, counts, ["a", "b"])
+    mesh = axis.collections[0]
     shares = mesh.get_array().reshape(2, 2)
     assert list(shares.filled(-1).ravel()) == [0.75, 0.25, -1, -1], "-1: left white"
     assert mesh.get_clim() == (0, 1)
+    assert not any(line.get_visible() for line in axis.get_xgridlines() + axis.get_ygridlines())
     bar = pictures["confusion_matrix.png"].axes[1]
     assert "share" in bar.get_ylabel() and bar.get_yticklabels()[-1].get_text() == "100%"
 

@@ -311,7 +311,7 @@ def test_each_part_of_the_data_counts_as_data(run, monkeypatch):
 
 
 def test_forgotten_runs_are_removed_after_thirty_days(settings):
-    days = {"digits.unfinished_a": 31, "pets.unfinished_b": 31, "digits.unfinished_c": 29,
+    days = {"digits.unfinished_a": 30.001, "pets.unfinished_b": 99, "digits.unfinished_c": 29.999,
             "digits": 99, "my_unfinished_work": 99}
     for name, age in days.items():
         (OUTPUTS / name).mkdir(parents=True)
