@@ -1,4 +1,4 @@
-"""Chapter 8: a folder, an .npz file, one picture, a drawing, and --predict. All data is made here."""
+"""Chapter 9: a folder, an .npz file, one picture, a drawing, --predict. All data is made here."""
 
 import json
 import os
@@ -29,7 +29,8 @@ def fill(folder, names=tuple(COLOURS), number=6, seed=0):
         place = pathlib.Path(folder, name)
         place.mkdir(parents=True, exist_ok=True)
         for i in range(number):
-            picture(COLOURS.get(name, COLOURS["red"]), hash_of(name, i, seed)).save(place / f"{i}.png")
+            made = picture(COLOURS.get(name, COLOURS["red"]), hash_of(name, i, seed))
+            made.save(place / f"{i}.png")
 
 
 def hash_of(name, i, seed):
@@ -120,7 +121,8 @@ def test_parts_without_class_folders_are_not_learned_as_classes(settings, capsys
     fill("data", names)
     if len(names) > 1:
         os.mkdir("data/labels")  # a folder beside them changes nothing
-    with one_sentence(capsys, "are parts, not classes", f"data/{names[0]}", "folder for each class"):
+    words = ["are parts, not classes", f"data/{names[0]}", "folder for each class"]
+    with one_sentence(capsys, *words):
         load(settings, "data")
 
 
@@ -412,7 +414,8 @@ LABELS = np.arange(30) % 3
     {}, dict(x_train=IMAGES[..., 0]), dict(x_train=IMAGES[..., :1]), dict(y_train=LABELS[:, None]),
     dict(x_train=IMAGES.astype("float32"), y_train=LABELS.astype(float)),
     dict(y_train=np.array(["ant", "bee", "cat"])[LABELS]),
-    dict(x_test=IMAGES[:6], y_test=LABELS[:6] * 1, x_val=IMAGES[6:12], y_val=LABELS[6:12])], ids=str)
+    dict(x_test=IMAGES[:6], y_test=LABELS[:6] * 1, x_val=IMAGES[6:12], y_val=LABELS[6:12])],
+    ids=str)
 def test_npz_files(settings, changes):
     np.savez("made.npz", **{"x_train": IMAGES, "y_train": LABELS, **changes})
     *parts, class_names = load(settings, "made.npz")

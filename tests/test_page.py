@@ -1,4 +1,4 @@
-"""try_it.html in a real browser: headless Chromium, driven by Playwright; skipped where one lacks."""
+"""try_it.html in a real browser: headless Chromium, driven by Playwright; skipped without one."""
 
 import io
 import shutil

@@ -118,7 +118,7 @@ def test_resume_with_a_changed_layer_is_one_sentence(cut_off, quick, capsys, mon
 
 def test_resume_with_broken_weights_is_one_sentence(cut_off, quick, capsys):
     unfinished = cut_off(EPOCHS=1)
-    [weights] = unfinished.glob("*.weights.h5")
+    [weights] = unfinished.glob("resume/*.npz")
     weights.write_bytes(weights.read_bytes()[:100])
     with one_sentence(capsys, "can't read", str(weights), "leave --resume out"):
         quick(EPOCHS=1, RESUME=True)
@@ -133,7 +133,8 @@ def test_a_run_goes_on_with_its_weights_its_optimizer_and_its_epoch(settings, tm
     assert script.restore_weights(fresh, tmp_path, found, 5, 4) == 5, "nothing is kept yet"
     images, labels = np.ones((12, 8, 8, 1)), np.arange(12) % 10
     trained.fit(images, labels, batch_size=1, verbose=0)  # 12 steps: 3 epochs of 4
-    trained.save_weights(script.weights_file(trained, tmp_path, 5))
+    keep, _ = script.after_each_epoch(trained, tmp_path, found, 5)
+    keep.on_epoch_end(5, {"loss": 1.0})
     assert script.restore_weights(fresh, tmp_path, found, 5, 4) == 8
     for old, new in zip(trained.get_weights(), fresh.get_weights()):
         assert (old == new).all()
@@ -239,8 +240,9 @@ def test_each_epoch_adds_a_row_and_keeps_the_weights(epochs, tmp_path):
                            "learning_rate", "seconds"]
     assert list(table["epoch"]) == [0, 1, 2] and list(table["accuracy"]) == [0, 0.1, 0.2]
     assert list(table["learning_rate"]) == [0.25] * 3 and list(table["seconds"]) == [2.35] * 3
-    [weights] = {path.name for path in tmp_path.iterdir()} - {"history.csv"}
-    assert weights.startswith("from_epoch_0_") and weights.endswith(".weights.h5")
+    assert {path.name for path in tmp_path.iterdir()} == {"history.csv", "resume"}
+    [weights] = (tmp_path / "resume").iterdir()
+    assert weights.name.startswith("from_epoch_0_")
 
 
 def test_an_epoch_that_is_done_again_takes_the_place_of_its_row(epochs):
@@ -335,7 +337,8 @@ def finished_run(name, content, files=("history.csv", "model.json", "model.keras
     folder.mkdir(parents=True)
     for file in files:
         (folder / file).write_text(content)
-    (folder / "from_epoch_0_ab.weights.h5").write_text(content)
+    (folder / "resume").mkdir()
+    (folder / "resume" / "from_epoch_0_ab.npz").write_text(content)
     return folder
 
 
@@ -405,7 +408,7 @@ def test_a_move_that_fails_cuts_no_file_short_and_can_be_done_again(
     for name, content in contents(RESULTS).items():
         assert content in (b"old", b"new") or name == "metrics.json"
     assert not (RESULTS / "model.json").exists()
-    assert (folder / "from_epoch_0_ab.weights.h5").exists(), "--resume needs the weights"
+    assert (folder / "resume" / "from_epoch_0_ab.npz").exists(), "--resume needs the weights"
     assert (folder / "history.csv").exists() or number == 5
 
 
