@@ -15,9 +15,10 @@ import image_recognition_cnn as script
 
 SCRIPT = pathlib.Path(script.__file__).resolve()
 FILES = {"training_images.png", "one_filter.png", "accuracy_loss_curves.png",
-         "confusion_matrix.png", "sample_predictions.png", "confident_mistakes.png", "where_it_looks.png",
-         "learned_features.png", "try_it.html", "model.keras", "model.tflite", "model.json",
-         "labels.txt", "metrics.json", "classification_report.txt", "history.csv"}
+         "confusion_matrix.png", "sample_predictions.png", "confident_mistakes.png",
+         "where_it_looks.png", "learned_features.png", "try_it.html", "model.keras",
+         "model.tflite", "model.json", "labels.txt", "metrics.json",
+         "classification_report.txt", "history.csv"}
 
 
 def noise(*shape):
