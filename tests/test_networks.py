@@ -260,9 +260,11 @@ def test_the_phone_file_answers_as_keras_with_half_of_the_bytes(network, tmp_pat
     assert path.stat().st_size < 3 * network.count_params() + 12_000
 
 
-def test_a_phone_file_that_fails_is_a_warning(network, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("is_begun", [True, False])
+def test_a_phone_file_that_fails_is_a_warning(network, tmp_path, capsys, monkeypatch, is_begun):
     def fail(path, **_):
-        path.write_bytes(b"half of it")
+        if is_begun:
+            path.write_bytes(b"half of it")
         raise RuntimeError("a reason\n" * 99)
 
     monkeypatch.setattr(network, "export", fail)

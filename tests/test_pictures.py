@@ -244,6 +244,8 @@ def test_the_matrix_grows_with_the_classes_and_has_numbers_where_there_is_room(
     axis = drawn_matrix(pictures, tmp_path, 7 * np.eye(number, dtype=int), names)
     assert pictures["confusion_matrix.png"].get_size_inches()[1] == pytest.approx(inches)
     assert len(axis.texts) == (number if number <= 30 else 0)
+    letters = {label.get_fontsize() for label in axis.get_yticklabels()}
+    assert letters == {min(11, 1000 / number)}, "of many classes, smaller ones"
 
 
 # sample_predictions.png and confident_mistakes.png

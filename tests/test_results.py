@@ -624,6 +624,13 @@ def test_a_table_with_other_columns_keeps_all_rows(record):
     assert list(rows["validation_accuracy"]) == [0.9, 0.8]
 
 
+def test_what_looks_like_a_missing_number_stays_a_text(tmp_path):
+    table = tmp_path / "experiments.csv"
+    table.write_text("TIME,DATA,validation_accuracy,DATASET\n1,x,,NA\n")
+    assert script.read_experiments(table).to_dict("records") == [
+        {"TIME": "1", "DATA": "x", "validation_accuracy": "", "DATASET": "NA"}]
+
+
 def test_a_row_without_an_accuracy_stays_and_is_not_compared(record):
     record(0.9)
     table = pd.read_csv(TABLE, dtype=str)
