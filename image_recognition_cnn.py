@@ -1,4 +1,4 @@
-"""Image recognition with a convolutional neural network (CNN), from pixels to pictures.
+"""Image recognition with a convolutional neural network (CNN), from raw pixels to results.
 
     python image_recognition_cnn.py                                # small digits, no download
     python image_recognition_cnn.py --dataset cifar10 --epochs 4   # every setting is a flag
@@ -7,9 +7,9 @@
 
 Run it once without flags (half a minute), then read from top to bottom with the pictures of that
 run, in outputs/digits, beside you: the settings, main() with the whole story on one page, then its
-chapters. Chapters 1 to 8 are the lesson: 1 Data, 2 A look at the data, 3 How a network learns,
-4 Model, 5 Training, 6 Test, 7 Pictures, 8 Transfer learning. The others are tools: 9 Your own
-pictures, 10 Out of the script (browser, phone), 11 Settings and results.
+chapters. Chapters 1 to 8 are the lesson: 1 Data, 2 A look at the data, 3 How a network learns, 4
+Model, 5 Training, 6 Test, 7 Pictures, 8 Transfer learning. The others are tools: 9 Your own
+pictures, 10 Beyond the script (browser, phone), 11 Settings and results.
 """
 import argparse
 import atexit
@@ -31,9 +31,9 @@ import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
-# Keras, TensorFlow and Matplotlib look at these while they are loaded.
+# Keras, TensorFlow and Matplotlib read these while they are loaded.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a faster library for processors
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a faster library for CPUs
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, but no notes
 os.environ.setdefault("MPLBACKEND", "Agg")  # draws into files: no window opens
 
@@ -54,45 +54,44 @@ from sklearn.metrics import classification_report, confusion_matrix
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
-tf.get_logger().setLevel("ERROR")  # it would warn of many short predictions: they are intended
+tf.get_logger().setLevel("ERROR")  # else it warns about many short predictions, which are intended
 logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures can't be read
 
 # %% Settings: change a number, run again, and see what it did
-# A dict(...) holds one value for each case: of EPOCHS, mnist takes 4, and digits takes the 30 of
-# others. Where several cases fit, the most special one counts, in this order: sgd (the OPTIMIZER),
-# pretrained (a MODEL that knows ImageNet), the name of the data set or of your own folder, others.
-# So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with --optimizer sgd.
-# Each line is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. Behind each value
-# stand its meaning and its range. Their words are explained in chapters 3 to 5: at a first reading,
-# go on at main(). Each number in FILTERS makes one block of layers, which halves the height and the
-# width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three.
-# data
+# A dict(...) holds one value for each case: in EPOCHS, mnist has 4; digits is not named, so it gets
+# the 30 of others. Where several cases fit, the most specific one is used, in this order: sgd (the
+# OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set or of your own
+# folder, others. So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with --optimizer sgd.
+# Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. After each value
+# come its meaning and its range. The terms are explained in chapters 3 to 5: on a first reading, go
+# straight to main(). Each number in FILTERS makes one block of layers, which halves the height and
+# the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three. data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
-IMAGE_SIZE = dict(pretrained=96, others=64)  # side of own pictures (pretrained: of all), 8 to 512
+IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the images held back, 0.001 to 0.9
-SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # farthest random move of an image, in pixels
+SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
-FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # of each block, 1 to 4096
+FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # per block, 1 to 4096
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
-BATCH_NORMALIZATION = True  # keep mean and spread of what the layers hand on steady
+BATCH_NORMALIZATION = True  # keep the mean and spread of each layer's output steady
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
-DENSE_UNITS = dict(cifar10=0, others=128)  # size of a layer before the last one; 0: without it
+DENSE_UNITS = dict(cifar10=0, others=128)  # size of the layer before the last; 0: none
 DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to 0.99
 # training
-EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, from 1
-BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
+EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, 1 or more
+BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images a step, 1 or more
 OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step shrinks weights by this * rate
-FINE_TUNE = 0  # epochs in which the last part of a pretrained MODEL is trained as well, from 0
+WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # weights lose this * rate in each step
+FINE_TUNE = 0  # more epochs, with the last part of a pretrained MODEL trained, too; 0 or more
 SEED = 0  # start of the random numbers of the training, 0 to 4294967295
 # results
-OUTPUT_DIR = "outputs"  # a folder; in it, each data set has its own, for its last run
-RESUME = False  # go on with a run that was cut off, from its last finished epoch
-PREDICT = []  # pictures to classify with the network of an earlier run, in place of training
+OUTPUT_DIR = "outputs"  # folder for results, with a sub-folder for each data set, for its last run
+RESUME = False  # continue a run that was cut off, from its last finished epoch
+PREDICT = []  # pictures to classify with the network of an earlier run, instead of training
 
 
 # %% The story on one page
@@ -104,15 +103,15 @@ def main(words=()):
         return predict_pictures(settings)  # with the network of an earlier run (chapter 9)
     print("Settings:", ", ".join(f"{name} {value}" for name, value in vars(settings).items()))
     (x_train, y_train), (x_val, y_val), (x_test, y_test), class_names = load_data(settings)
-    names = [textwrap.fill(name, 16) for name in class_names]  # long ones in several lines
+    names = [textwrap.fill(name, 16) for name in class_names]  # long ones on several lines
     title = data_title(settings.DATASET)
-    # A text that changes with any pixel or label: only runs on the same data can be compared.
+    # A string that changes if any pixel or label does: only runs on the same data can be compared.
     data_hash = joblib.hash([x_train, y_train, x_val, y_val, x_test, y_test, class_names])
     folder = open_results_folder(settings, data_hash)  # chapter 11
 
     describe_data(x_train, y_train, x_val, y_val, x_test, names)
     draw_training_images(x_train, y_train, names, title, folder, settings)
-    draw_one_filter(folder)  # chapter 3, in which nothing is trained but nine weights
+    draw_one_filter(folder)  # chapter 3, which trains only nine weights
 
     if settings.MODEL == "cnn":
         model = build_cnn(x_train, len(names), settings)
@@ -142,11 +141,11 @@ def main(words=()):
     return model, history, metrics
 
 
-# %% 1. Data: images to learn from, images to watch the learning, images for the test
-# An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
-# (bright). One channel is grey; three are red, green and blue. The label of an image is the index
-# of its class: 0 for the first one. In the shapes of arrays below, n stands for how many images
-# there are. stop(sentence) ends the program, warn(sentence) lets it go on (chapter 11).
+# %% 1. Data: images to learn from, to watch the learning with, and to test on An image is a block
+# of numbers (height, width, channels): whole numbers from 0 (dark) to 255 (bright). One channel is
+# grey; three are red, green and blue. The label of an image is the index of its class: 0 for the
+# first class. In the shapes of arrays below, n stands for how many images there are. stop(sentence)
+# ends the program, warn(sentence) lets it go on (chapter 11).
 CLASS_NAMES = {
     "digits": list("0123456789"), "mnist": list("0123456789"),
     "fashion_mnist": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -160,17 +159,17 @@ def load_data(settings):
     """Return three parts and the names of the classes.
 
     A part is a pair: images (n, height, width, channels) uint8, and labels (n,) int. The network
-    learns from the training images. The validation images are held back from them: compare
-    settings by these. Every run prints the accuracy on the test images, too, but do not choose by
+    learns from the training images. The validation images are held back from these: use them to
+    compare settings. Every run prints the accuracy on the test images, too, but do not choose by
     it: a setting that was chosen because it suits these images looks better than it is.
     """
     if settings.DATASET not in CLASS_NAMES:
         return load_own_data(settings)  # chapter 9
-    if settings.DATASET == "digits":  # handwritten, from scikit-learn, which has them from 0 to 16
+    if settings.DATASET == "digits":  # handwritten; scikit-learn's pixels go from 0 to 16
         digits = load_digits()
         images = np.round(digits.images * 255 / 16).astype("uint8")  # (1797, 8, 8)
-        images = images[..., np.newaxis]  # (1797, 8, 8, 1): with a channel
-        # 0.2 is no setting: with the same test images, runs can be compared.
+        images = images[..., np.newaxis]  # (1797, 8, 8, 1): with one channel
+        # 0.2 is not a setting: all runs share the same test images, so they can be compared.
         training, test = split((images, digits.target), share=0.2)  # 1,438 and 359 images
     else:
         training, test = load_keras_dataset(settings.DATASET)
@@ -195,27 +194,27 @@ def load_keras_dataset(name):
 
 
 def split(part, share):
-    """Cut off a share, the same of every class ("stratified"); return the rest and the cut.
+    """Split off a share, the same from every class ("stratified"); return the rest and the share.
 
-    The cut is the same in every run, whatever SEED is, so that two runs can be compared.
+    The split is the same in every run, whatever SEED is, so that two runs can be compared.
     """
     labels = part[1]
-    count = max(round(share * len(labels)), len(np.unique(labels)))  # one of each class
+    count = max(round(share * len(labels)), len(np.unique(labels)))  # at least one of each class
     try:
         pieces = train_test_split(*part, test_size=count, stratify=labels, random_state=0)
     except ValueError as error:
-        stop(f"a share of {share} of {len(labels)} images can't be cut off (for the test images it "
-             f"is 0.2, for the validation images VALIDATION_SPLIT): {error}.")
-    return pieces[0::2], pieces[1::2]  # of each array come the rest and the cut, in turn
+        stop(f"a share of {share} of {len(labels)} images can't be split off (for the test images "
+             f"it is 0.2, for the validation images VALIDATION_SPLIT): {error}.")
+    return pieces[0::2], pieces[1::2]  # for each array: the rest, then the share
 
 
 # %% 2. A look at the data: before any training, know what you have
-# Is every class there, and about as often as the others? Are the labels right? Would you recognize
-# the images yourself? And how good are answers without a network? The network has to beat these.
-# (On digits: 10.4 %, and logistic regression 91.0 %.)
-# Try: --shift 3 --mirror. Look at the lowest row of training_images.png: are these still digits
-# that somebody could have written, and do their labels still fit?
-# Colours for the colour-blind, too; and a $ in a class name does not start a formula.
+# Is every class present, and are all about equally frequent? Are the labels right? Would you
+# recognize the images yourself? And how good are answers without a network? The network has to beat
+# them. (On digits: 10.4 % for always the commonest class, 91.0 % for logistic regression.) Try:
+# --shift 3 --mirror. Look at the bottom row of training_images.png: are these still digits that
+# somebody could have written, and do their labels still fit? Colours that the colour-blind can tell
+# apart; and a $ in a class name does not start a formula.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
 
@@ -229,17 +228,17 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     print(f"Without a network: always the commonest class, {np.mean(y_val == commonest):.1%} of "
           f"{len(y_val)} validation images right")
     # Logistic regression: each class has a weight for each pixel. Every pixel is multiplied by its
-    # weight, and the products are added up; the class with the largest sum is the answer. Some
-    # images are enough, spread over the classes.
+    # weight, and the products are added up; the class with the largest sum is the answer. A sample,
+    # spread over the classes, is enough.
     some = spread_over_classes(y_train, 3000)
-    regression = LogisticRegression(C=0.1, tol=0.01)  # C, tol: small weights, stops early
+    regression = LogisticRegression(C=0.1, tol=0.01)  # C, tol: keep weights small, stop early
     regression.fit(small_and_flat(x_train[some]), y_train[some])
     share = regression.score(small_and_flat(x_val), y_val)
     print(f"Without a network: logistic regression on {len(some)} small images, {share:.1%}")
 
 
 def small_and_flat(images):
-    """Bring images (n, height, width, channels) to 8x8 pixels, 0 to 1: (n, 64 * channels)."""
+    """Shrink images (n, height, width, channels) to 8x8 pixels, 0 to 1: (n, 64 * channels)."""
     small = tf.image.resize(images, (8, 8), method="area") / 255  # area: the mean of the pixels
     return np.reshape(small, (len(images), -1))
 
@@ -247,7 +246,7 @@ def small_and_flat(images):
 def spread_over_classes(labels, most):
     """Return up to `most` indices: the first image of each class, then the second of each ..."""
     occurrence = pd.Series(labels).groupby(labels).cumcount()  # 0 for the first image of its class
-    # lexsort sorts by its last key first: by occurrence, and where that is equal by label.
+    # lexsort sorts by its last key first: by occurrence and, where that is equal, by label.
     return np.lexsort((labels, occurrence))[:most]
 
 
@@ -275,7 +274,7 @@ def draw_training_images(x_train, y_train, names, title, folder, settings):
     headline = ("One training image, and what the network gets instead of it in each epoch\n"
                 f"(augmentation: SHIFT {settings.SHIFT}, MIRROR {settings.MIRROR}")
     if settings.MODEL != "cnn":
-        headline += "; before FINE_TUNE, pictures are only mirrored"
+        headline += "; before fine-tuning, images are only mirrored"
     lower.suptitle(f"{headline})")
     texts = ["the image", *(f"epoch {epoch}" for epoch in range(1, 9))]
     draw_grid(lower, views.round().clip(0, 255).astype("uint8"), texts, columns=9)
@@ -295,27 +294,27 @@ def draw_grid(figure, images, texts, columns):
 
 
 # %% 3. How a network learns: first one filter, with all its numbers (look at one_filter.png)
-# A filter works. It is a small square of numbers, its weights; here nine. It is laid on each 3x3
-# patch of the image in turn. Each pixel is multiplied by the weight on it, and the nine products
-# are added up. The framed patch in one_filter.png, and the filter:
+# How a filter works. A filter is a small square of numbers, its weights; here nine. It is laid on
+# each 3x3 patch of the image in turn. Each pixel is multiplied by the weight on it, and the nine
+# products are added up. The framed patch in one_filter.png, and the filter:
 #     0 0 4     -1 0 1
-#     0 3 9     -1 0 1     4 + 9 + 8 - 0 - 0 - 0 = 21 (the middle column counts 0 times)
+#     0 3 9     -1 0 1     4 + 9 + 8 - 0 - 0 - 0 = 21 (the middle column has weight 0)
 #     0 2 8     -1 0 1
-# In 8x8 pixels there are 6x6 such patches. Their 36 sums are the filter's map of the image, and all
-# this together is called a convolution. A large sum says that the patch is like the filter: darker
-# on the left, brighter on the right, so here begins a stroke. ReLU turns sums below 0 into 0.
-#
-# A filter is learned. Nobody chooses the weights of a network. They begin as random numbers, and
-# the training changes them, a little in each step. What a filter answers to is a result. Below,
-# nine random weights are trained to make the map above. The learner is given the image and the 36
-# wanted sums, never the filter, and after 100 steps it has nearly the filter's weights.
-# What it makes small is the loss, one number that says how wrong the answers are. The gradient
-# says, for each weight, how fast the loss grows if this weight grows. If it is above 0, a smaller
-# weight is better; if it is below 0, a larger one. So each step goes against the gradient. In the
-# first step, the gradient of the first weight is 79.7, and the rate, the size of the steps, is
-# 0.005: the weight becomes 0.126 - 0.005 * 79.7 = -0.27. The other eight are changed in the same
-# way, and the loss falls from 299 to 132. (This is called gradient descent.)
-# Try: write rate=0.01 below and run again. What does the loss in one_filter.png do now, and why?
+# In 8x8 pixels there are 6x6 such patches. Their 36 sums are the filter's map of the image, and the
+# whole operation is called a convolution. A large sum says that the patch is like the filter:
+# darker on the left, brighter on the right, so a stroke begins here. ReLU turns sums below 0 into
+# 0. How a filter is learned. The weights of a network are not chosen by hand like these. They begin
+# as random numbers, and the training changes them, a little in each step. What a filter responds to
+# is a result of training: nobody has decided it. Below, nine random weights are trained to make the
+# map above. The learner is given the image and the 36 wanted sums, never the filter, and after 100
+# steps it has nearly the filter's weights. What training makes small is the loss, one number that
+# says how wrong the answers are. The gradient says, for each weight, how fast the loss grows if
+# this weight grows. If the gradient is above 0, a smaller weight is better; if it is below 0, a
+# larger one. So each step goes against the gradient. In the first step, the gradient of the first
+# weight is 79.7, and the rate, the size of the steps, is 0.005: the weight becomes 0.126 - 0.005 *
+# 79.7 = -0.27. The other eight are changed in the same way, and the loss falls from 299 to 132.
+# (This is called gradient descent.) Try: write rate=0.01 below and run again. What does the loss in
+# one_filter.png do now, and why?
 def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
     """Learn the nine weights of a filter; return (weights, loss) of each step, from step 0 on.
 
@@ -323,12 +322,12 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
     """
     history = []
     for _ in range(steps + 1):
-        sums = patches @ weights  # 1. forward: what the filter answers now, (36,)
+        sums = patches @ weights  # 1. forward: the filter's sums now, (36,)
         errors = sums - wanted
         loss = np.mean(errors ** 2)  # 2. loss: the mean of the squared errors
         history.append((weights, loss))
-        # 3. gradient: a weight moves each sum by as much as the pixel on it, and a squared error
-        # grows 2 * error times as fast as the sum: so 2 x the mean of (pixel x error), (9,)
+        # 3. gradient: if a weight grows by 1, each sum grows by the pixel under it, and a squared
+        # error grows 2 * error times as fast as its sum: so 2 x the mean of (pixel x error), (9,)
         gradient = 2 * patches.T @ errors / len(patches)
         weights = weights - rate * gradient  # 4. update: a small step against the gradient
     return history
@@ -338,57 +337,59 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # those of the layer before it.
 # - A convolution has many filters, each with a map of its own: 64 in the default run. The maps are
 #   the channels of the next layer, as red, green and blue are those of a photo. A filter has nine
-#   weights for each channel that comes in, and adds up all products; then one weight more is added,
-#   the bias. Why filters? The same few weights serve all places, so that a stroke is recognized
-#   wherever it stands. If each pixel had weights of its own, each place would have to learn that.
-# - ReLU stands between the layers: without it, many layers could do no more than one, as sums of
+#   weights for each channel that comes in, and adds up all products; then one more weight is added,
+#   the bias. Why filters? The same few weights serve all places, so a stroke is recognized wherever
+#   it is. If each pixel had weights of its own, each place would have to learn the stroke anew.
+# - ReLU comes between the layers: without it, many layers could do no more than one, as sums of
 #   sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
-#   half as high and half as wide, and a pattern may stand a pixel further left or right.
-# - Dense: like the logistic regression of chapter 2, it has a weight for each number that comes in,
-#   and a bias. Each of its sums is called a neuron.
+#   half as high and half as wide, and a pattern may lie a pixel further left or right without
+#   changing much.
+# - Dense: a layer of sums, each called a neuron. As in the logistic regression of chapter 2, each
+#   has a weight for every number that comes in, and a bias.
 # - Softmax turns the sums of the last layer into probabilities: each sum z becomes e^z, divided by
-#   the total of all e^z. Of the sums 2, 1, 0 come 7.4, 2.7, 1.0, and divided by 11.1: 0.67, 0.24,
-#   0.09.
+#   the total of all e^z. The sums 2, 1, 0 become 7.4, 2.7, 1.0 and, divided by their total of 11.1,
+#   0.67, 0.24, 0.09.
 #
-# The loss of a network. Of each image, the right class is known, and the probability p that the
-# network gives to it. The loss is -log(p), the natural logarithm: -log(0.9) = 0.1, -log(0.5) = 0.7,
-# -log(0.1) = 2.3, -log(0.001) = 6.9. So being sure and wrong costs most. Of several images, the
-# mean is taken. (Its name: categorical crossentropy.) Guesses that give each of ten classes 0.1
-# cost 2.3; an untrained network can cost more, as its guesses are not equal: on digits, 2.4.
+# The loss of a network. For each image we know the right class, and the probability p that the
+# network gives it. The loss is -log(p), the natural logarithm: -log(0.9) = 0.1, -log(0.5) = 0.7,
+# -log(0.1) = 2.3, -log(0.001) = 6.9. So being sure and wrong costs most. For several images, the
+# mean is taken. (This is called categorical crossentropy.) Guesses that give each of ten classes
+# 0.1 cost 2.3; an untrained network can cost more, as its probabilities are not equal: on digits,
+# 2.4.
 #
-# The chain rule finds the gradient of a weight that has other layers behind it. A network of two
-# weights: answer = w2 * relu(w1 * x) with x = 2, w1 = 3, w2 = 0.5. Forward: w1 * x = 6, relu(6) is
-# 6, answer = 3. How much does the answer move if w1 moves a little? Backward, from the end:
+# The chain rule finds the gradient of a weight that is followed by other layers. Take a network of
+# two weights: answer = w2 * relu(w1 * x) with x = 2, w1 = 3, w2 = 0.5. Forward: w1 * x = 6, relu(6)
+# is 6, answer = 3. How much does the answer move if w1 moves a little? Backward, from the end:
 #     if relu(...) moves by 1, the answer moves by w2:                                 0.5
 #     if w1 * x moves by 1, relu(...) moves by 1 (below 0, it would not move at all):  1 * 0.5
 #     if w1 moves by 1, w1 * x moves by x:                                             2 * 1 * 0.5
-# So the answer moves 1 times as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss
-# behind it gives one factor more: for (answer - wanted)^2 it is 2 * (answer - wanted). TensorFlow
-# does the same with each weight of a network, from the loss backwards: backpropagation.
+# So the answer moves just as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss after
+# it adds one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted). TensorFlow does the
+# same for each weight of a network, from the loss backwards. This is called backpropagation.
 #
 # Batch, step, epoch. The default run has 1,294 training images. A step takes only 32 of them, a
-# batch: their mean gradient is rough, but 40 rough steps bring more than one exact one. After 40
+# batch: their mean gradient is rough, but 40 rough steps achieve more than one exact step. After 40
 # steps, all images but 14 have been used once (a batch that is not full is left out). That is an
-# epoch. Then they are shuffled, and the next epoch begins: there are 30, together 1,200 steps.
+# epoch. Then they are shuffled, and the next epoch begins: there are 30 epochs, 1,200 steps in all.
 #
 # Overfitting, or learning by heart. A network with many weights can learn what is special about
-# each training image, a spot or a shaky line, and that does not help with new images. Then it gets
-# better and better on the training images, but not on others. The validation images show it, as the
-# network never learns from them: in accuracy_loss_curves.png, the training loss still falls, while
-# the validation loss no longer does, or rises. outputs/benchmark/overfitting.png is an example. (In
-# the default run it is weak: after 30 epochs the losses are 0.006 and 0.02.) What helps: more
-# images, or the same ones moved a little each time (SHIFT, MIRROR), dropout, a smaller network,
-# fewer epochs.
-# Try: --validation-split 0.9 --shift 0 --dropout 0. Of 1,438 images only 144 are left to learn
-# from. How far apart are the two curves now? Then --shift 1: is the gap smaller?
+# each training image, such as a spot or a shaky line, and that does not help with new images. Then
+# it gets better and better on the training images, but not on others. The validation images show
+# it, as the network never learns from them: in accuracy_loss_curves.png, the training loss then
+# still falls, while the validation loss no longer does, or rises. outputs/benchmark/overfitting.png
+# is an example. (In the default run it is slight: after 30 epochs the losses are 0.006 and 0.02.)
+# What helps: more images, or the same ones moved a little each time (SHIFT, MIRROR), dropout, a
+# smaller network, fewer epochs. Try: --validation-split 0.9 --shift 0 --dropout 0. Of 1,438 images
+# only 144 are left to learn from. How far apart are the two curves now? Then --shift 1: is the gap
+# smaller?
 
 
-# The next two functions only draw one_filter.png. The lesson goes on with chapter 4.
+# The next two functions only draw one_filter.png. The lesson continues with chapter 4.
 def draw_one_filter(folder):
     """Draw how one filter makes a map of an image, and how its weights are learned, with numbers.
 
-    It is always the same digit, whatever DATASET is, so that the text above can speak of it.
+    It is always the same digit, whatever DATASET is, so that the text above can refer to it.
     """
     image = np.round(load_digits().images[4] * 9 / 16)  # (8, 8), whole numbers from 0 to 9
     patches = np.lib.stride_tricks.sliding_window_view(image, (3, 3)).reshape(-1, 9)  # (36, 9)
@@ -400,14 +401,14 @@ def draw_one_filter(folder):
     upper, lower = figure.subfigures(2, 1, height_ratios=[4.6, 3.2])
     upper.suptitle("How a filter works: it is laid on each 3x3 patch of the image in turn. Each "
                    "pixel is multiplied by the weight on it, and the nine products are added up.\n"
-                   "These nine weights were chosen by hand: they give a large sum where it is "
-                   "darker on the left and brighter on the right.", fontsize=11)
+                   "These nine weights were chosen by hand: they give a large sum where the "
+                   "image is darker on the left and brighter on the right.", fontsize=11)
     axes = upper.subplots(1, 4, width_ratios=[8, 3, 6, 6])
     draw_numbers(axes[0], image, "The image (0: dark, 9: bright)", 0, 9, colours="gray")
     draw_numbers(axes[1], chosen, "The filter: 9 weights", -1, 1)
-    draw_numbers(axes[2], sums.reshape(6, 6), "Its map: a sum for each of 6x6 patches\n"
+    draw_numbers(axes[2], sums.reshape(6, 6), "Its map: a sum for each of the 6x6 patches\n"
                  "framed: 4 + 9 + 8 - 0 - 0 - 0 = 21", -24, 24)
-    draw_numbers(axes[3], sums.reshape(6, 6).clip(0), "The map after ReLU:\nwhat was below 0 is 0",
+    draw_numbers(axes[3], sums.reshape(6, 6).clip(0), "The map after ReLU:\nsums below 0 become 0",
                  -24, 24)
     row, column = np.unravel_index(sums.argmax(), (6, 6))
     for axis, side in zip(axes[[0, 2, 3]], [3, 1, 1]):
@@ -423,10 +424,10 @@ def draw_one_filter(folder):
                      form=".1f")
     axes[5].semilogy([loss for _, loss in history])
     axes[5].yaxis.set_major_formatter("{x:g}")
-    axes[5].set(xlabel="steps", ylabel="loss (each line: x 10)",
+    axes[5].set(xlabel="steps", ylabel="loss (per line: x 10)",
                 title="loss: the mean of\n(sum - wanted sum) squared")
-    lower.supxlabel("In a network nobody gives this map: there is only the label of the image, and "
-                    "all filters of all layers are corrected at once.", fontsize=11)
+    lower.supxlabel("In a real network nobody supplies this map: there is only the label of the "
+                    "image, and all filters of all layers are corrected at once.", fontsize=11)
     figure.savefig(folder / "one_filter.png", dpi=120)
 
 
@@ -438,17 +439,16 @@ def draw_numbers(axis, numbers, title, lowest, highest, colours="PuOr_r", form="
     axis.set_title(title, fontsize=11)
 
 
-# %% 4. Model: layer by layer; behind each one stands the shape of what comes out of it
-# Some lines are tricks, which a plain network does without. What each of them gives stands in a
-# table at the end of chapter 5.
-# Try: --filters 4, then --filters 128. How many weights ("params") does the printed table have, and
-# how many test images are recognized? --dense-units 0: which layers change?
+# %% 4. Model: layer by layer; after each one comes the shape of its output Some lines are tricks
+# that a plain network does without. A table at the end of chapter 5 shows what each one adds. Try:
+# --filters 4, then --filters 128. How many weights ("params") does the printed table show, and how
+# many test images are recognized? --dense-units 0: which layers change?
 def build_cnn(x_train, num_classes, settings):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
-    In: (n, height, width, channels), 0 to 255. Out: (n, num_classes) float32, each row adds to 1.
-    The shapes are those of digits, for one image: the first axis, n, is left out. (Those of your
-    run: model.summary() prints them, with None for n.)
+    In: (n, height, width, channels), 0 to 255. Out: (n, num_classes) float32, each row adds up to
+    1. The shapes are those of digits, for one image: the first axis, n, is left out.
+    (model.summary() prints those of your run, with None for n.)
     """
     model = keras.Sequential(name="cnn")
     model.add(keras.Input(x_train.shape[1:]))  # (8, 8, 1)
@@ -460,15 +460,15 @@ def build_cnn(x_train, num_classes, settings):
     normalization.adapt(every_kth(x_train, 10_000_000))  # measures mean and standard deviation
     model.add(normalization)  # (8, 8, 1)
     if settings.WHITENING:
-        some_images = normalization(every_kth(x_train, 3_000_000))  # a layer works like a function
-        model.add(whitening_layer(some_images))  # (7, 7, 8): a 2x2 filter has 7 places in 8 pixels
+        some_images = normalization(every_kth(x_train, 3_000_000))  # layers work like functions
+        model.add(whitening_layer(some_images))  # (7, 7, 8): 2x2 fits at 7 places in 8
     for place, filters in enumerate(settings.FILTERS, start=1):
         add_block(model, filters, f"block_{place}", settings)  # (3, 3, 64)
     # On cifar10: (31, 31, 24), and after the three blocks (15, 15, 32), (7, 7, 96), (3, 3, 192).
     # Now the maps become one row of numbers. A hidden dense layer (hidden: not the last one) has a
-    # weight for each map and each place: of a digit, it says a lot at which place a stroke was
-    # found. Without it, only the largest number of each map is kept, from wherever it stands
-    # (global pooling): on cifar10, that is enough.
+    # weight for each map and each place: for a digit, the place where a stroke was found says a
+    # lot. Without it, only the largest number of each map is kept, wherever it occurs (global
+    # pooling): on cifar10, that is enough.
     if settings.DENSE_UNITS == 0:
         whole_map = model.output_shape[1:3]  # cifar10: (3, 3)
         model.add(layers.MaxPooling2D(whole_map))  # cifar10: (1, 1, 192)
@@ -476,7 +476,7 @@ def build_cnn(x_train, num_classes, settings):
     if settings.DENSE_UNITS > 0:
         model.add(layers.Dense(settings.DENSE_UNITS, activation="relu"))  # (128,)
     # Dropout sets a share of the numbers to 0 in each step, at random, so that the answer can't
-    # rely on any single one. In a test nothing is left out.
+    # rely on any single one. During a test nothing is left out.
     model.add(layers.Dropout(settings.DROPOUT))  # (128,), only in training
     model.add(layers.Dense(num_classes, activation="softmax"))  # (10,)
     if settings.IDENTITY_START:
@@ -496,7 +496,7 @@ def augmentation_layers(image_shape, settings):
         stop(f"--shift {settings.SHIFT} is too much: the images have {height}x{width} pixels.")
     result = []
     if settings.SHIFT > 0:
-        # As a share of height and width; what becomes free is filled with the mirrored edge.
+        # As a share of height and width; the gap is filled with the mirrored edge.
         result.append(layers.RandomTranslation(
             settings.SHIFT / height, settings.SHIFT / width, interpolation="nearest", name="shift"))
     if settings.MIRROR:
@@ -505,7 +505,7 @@ def augmentation_layers(image_shape, settings):
 
 
 def every_kth(images, most_values):
-    """Return every k-th image, so that the sample has about most_values pixel values at most."""
+    """Return every k-th image, so that the sample has no more than about most_values values."""
     k = math.ceil(images.size / most_values)
     return images[::k]
 
@@ -513,23 +513,23 @@ def every_kth(images, most_values):
 def whitening_layer(images):
     """Return a convolution whose filters are computed from the normalized images, not learned.
 
-    At a first reading, read why, and skip how. Neighbouring pixels are nearly equal, so most of
-    what a first layer sees is said twice. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated (none says what another has said) and have a standard deviation of 1.
-    With inputs of one size, one step size suits all weights (Page, 2019; Jordan, 2024).
-    Each filter is there twice, once negated, because ReLU removes what is below 0.
+    On a first reading, read the why and skip the how. Neighbouring pixels are nearly equal, so most
+    of what a first layer sees is repetition. Whitening turns each patch of 2x2 pixels into numbers
+    that are uncorrelated (none says what another has said) and have a standard deviation of 1. With
+    inputs of equal spread, one step size suits all weights (Page, 2019; Jordan, 2024). Each filter
+    occurs twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
     patches = np.reshape(patches, (-1, 4 * channels))  # (how many patches, 4 * channels)
-    # The covariance says how each two values of a patch vary together. Its eigenvectors, the
-    # columns of `directions`, are the mixtures of these values that don't vary together (principal
+    # The covariance says how any two values of a patch vary together. Its eigenvectors, the columns
+    # of `directions`, are the mixtures of these values that don't vary together (principal
     # components). Its eigenvalues, `variances`, say how much each mixture varies.
     covariance = np.cov(patches, rowvar=False)  # (4 * channels, 4 * channels)
     variances, directions = np.linalg.eigh(covariance)
     # Each mixture is divided by its standard deviation (5e-4: so that nothing is divided by 0).
     filters = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
-    # The values of a patch stand in the order row, column, channel, as a filter's weights do.
+    # The values of a patch are in the order row, column, channel, as a filter's weights do.
     filters = filters.reshape(2, 2, channels, 4 * channels)
     filters = np.concatenate([filters, -filters], axis=-1)  # (2, 2, channels, 8 * channels)
     layer = layers.Conv2D(8 * channels, 2, use_bias=False, activation="relu", name="whitening")
@@ -543,23 +543,24 @@ def add_block(model, filters, name, settings):
     """Add layers from maps (height, width, any) to maps (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that the second one works on a quarter of
-    the places (Jordan, 2024): on cifar10, the network does half of the multiplications.
-    Batch normalization: the sums that a convolution makes change in size whenever its weights
-    change, and the next layers would have to follow. So from each map its mean is subtracted, and
-    it is divided by its standard deviation, both taken over the batch; then a learned scale (gamma)
-    and offset (beta) give it the size that the next layer needs. That allows larger steps (Ioffe
-    and Szegedy, 2015). In a test an answer must not depend on the other images: there the layer
+    the places (Jordan, 2024): on cifar10, the network needs only half as many multiplications.
+    Batch normalization: whenever the weights of a convolution change, so does the spread of its
+    sums, and the next layers would have to adapt. So each map has its mean subtracted, and is
+    divided by its standard deviation, both taken over the batch; then a learned scale (gamma) and
+    offset (beta) give it the spread that the next layer needs. That allows larger steps (Ioffe and
+    Szegedy, 2015). During a test an answer must not depend on the other images, so there the layer
     uses averages over the last batches of the training. (Keras' momentum=0.6 says how slowly these
-    averages move: at each step, 60 % of the old one is kept.)
+    averages move: at each step, 60 % of the old average is kept.)
     """
     height, width = model.output_shape[1:3]
-    if min(height, width) < 4:  # 3x3 becomes 1x1: of a 3x3 filter, eight weights would see nothing
-        stop(f"{name} (--filters {settings.FILTERS}) gets maps of {height}x{width} pixels, but it "
-             "takes 4x4 or more, as each block halves them: give fewer filters, or larger images.")
-    with_bias = not settings.BATCH_NORMALIZATION  # which has an offset of its own
+    if min(height, width) < 4:  # 3x3 becomes 1x1, where eight of nine weights would see nothing
+        stop(f"{name} (--filters {settings.FILTERS}) gets maps of {height}x{width} pixels. A block "
+             "needs 4x4 or more, and halves them: give fewer blocks (numbers in --filters), or "
+             "larger images.")
+    with_bias = not settings.BATCH_NORMALIZATION  # batch normalization has its own offset
     # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (7, 7, 64)
-    model.add(layers.MaxPooling2D())  # (3, 3, 64): an odd row or column at the end is dropped
+    model.add(layers.MaxPooling2D())  # (3, 3, 64): a last odd row or column is dropped
     if settings.BATCH_NORMALIZATION:
         model.add(layers.BatchNormalization(momentum=0.6))  # (3, 3, 64)
     model.add(layers.ReLU())  # (3, 3, 64)
@@ -570,15 +571,15 @@ def add_block(model, filters, name, settings):
 
 
 def start_as_identity(model):
-    """Let the first filters of each convolution copy one input map each, instead of random weights.
+    """Make the first filters of each convolution copy one input map each, not start at random.
 
-    The network then begins by passing its input on through the blocks (but for ReLU and pooling),
-    and learns what to change (Jordan, 2024). Filters beyond the count of input maps stay random: of
-    the first convolution on digits 56 of 64, as 8 maps come in.
+    The network then begins by passing its input on through the blocks (apart from ReLU and
+    pooling), and learns what to change (Jordan, 2024). Filters beyond the number of input maps stay
+    random: in the first convolution on digits, 56 of 64, as only 8 maps come in.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
-            weights = layer.kernel.numpy()  # Keras' word for them: (3, 3, maps in, filters)
+            weights = layer.kernel.numpy()  # Keras calls them kernel: (3, 3, maps in, filters)
             maps_in, filters = weights.shape[2:]
             for i in range(min(maps_in, filters)):
                 weights[:, :, :, i] = 0
@@ -590,14 +591,14 @@ def start_as_identity(model):
 # Try: --learning-rate 0.04, then 0.0004: how does the loss fall in the first epochs, and where is
 # it after the last one? --schedule constant: what do the last ten epochs look like now?
 def show_one_step(model, x_train, y_train, rate=0.001):
-    """Do one training step by hand, print what it does, and take it back.
+    """Do one training step by hand, print what it does, and undo it.
 
     It is done on up to 128 images, spread over the classes.
     """
     some = spread_over_classes(y_train, 128)
     labels = keras.utils.to_categorical(y_train[some], model.output_shape[1])  # see batches()
     start = model.get_weights()
-    with tf.GradientTape() as tape:  # writes down what is computed, to find the gradients backwards
+    with tf.GradientTape() as tape:  # records what is computed, so that gradients can be found
         probabilities = model(x_train[some], training=False)  # 1. forward: (128, 10)
         losses = keras.losses.categorical_crossentropy(labels, probabilities)  # (128,)
         loss = keras.ops.mean(losses)  # 2. loss: one number
@@ -607,7 +608,7 @@ def show_one_step(model, x_train, y_train, rate=0.001):
     probabilities = model(x_train[some], training=False)
     new_loss = keras.ops.mean(keras.losses.categorical_crossentropy(labels, probabilities))
 
-    last_weights = model.trainable_weights[-2].numpy()  # (128, 10); behind it, [-1] are the biases
+    last_weights = model.trainable_weights[-2].numpy()  # (128, 10); [-1] holds the biases
     last_gradient = gradients[-2].numpy()
     place = np.unravel_index(np.abs(last_gradient).argmax(), last_gradient.shape)
     new = last_weights[place]
@@ -619,12 +620,12 @@ def show_one_step(model, x_train, y_train, rate=0.001):
 
 
 # model.fit() below takes such steps, with a new batch each time, and differs in three ways: the
-# optimizer makes the gradient into a better step, the learning rate rises and falls, and images are
+# optimizer turns the gradient into a better step, the learning rate rises and falls, and images are
 # moved, numbers dropped and batches normalized as chapter 4 says.
 def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0):
     """Train the model; return its history, a table (pandas DataFrame) with a row for each epoch.
 
-    x_train, x_val: images, or in chapter 8 a row of features for each image. The weights of the
+    x_train, x_val: images or, in chapter 8, a row of features for each image. The weights of the
     last epoch are kept: at a rate near 0 the last epochs hardly differ, and if the best of many
     epochs were chosen by the validation images, their accuracy would look better than it is.
     """
@@ -648,9 +649,9 @@ def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0
 def batches(images, labels, num_classes, settings, shuffled=False):
     """Return a tf.data.Dataset of batches: images, and one-hot labels.
 
-    One-hot: with four classes, 0 to 3, the label 2 becomes 0, 0, 1, 0: a probability for each.
-    Shuffled: the order is new in each epoch, and a last batch that is not full is left out, as the
-    mean of a few images would spoil batch normalization.
+    One-hot: with four classes, 0 to 3, the label 2 becomes 0, 0, 1, 0: a probability for each
+    class. Shuffled: the order is new in each epoch, and a last batch that is not full is left out,
+    as the mean of a few images would spoil batch normalization.
     """
     one_hot = keras.utils.to_categorical(labels, num_classes)  # (n, num_classes) float32
     dataset = tf.data.Dataset.from_tensor_slices((images, one_hot))
@@ -658,17 +659,18 @@ def batches(images, labels, num_classes, settings, shuffled=False):
         dataset = dataset.shuffle(len(images), seed=settings.SEED)
     dataset = dataset.batch(min(settings.BATCH_SIZE, len(images)), drop_remainder=shuffled)
     options = tf.data.Options()
-    options.autotune.enabled = False  # tuning its own speed, it can hold up an epoch's end
+    options.autotune.enabled = False  # tuning its speed can delay an epoch's end
     return dataset.with_options(options)
 
 
 def learning_rate_schedule(steps, settings):
     """Return the learning rate, the size of the steps: a number, or a function of the steps done.
 
-    "cosine": it rises over the first fifth of the steps, as large steps at once could throw off a
-    network whose weights are still random (warm-up; Goyal et al., 2017). LEARNING_RATE is the top.
-    Then it falls to 0 along half a cosine wave, so that the weights come to rest (Loshchilov and
-    Hutter, 2017). The curve is stretched over all epochs, so 5 are not the first 5 of 30.
+    "cosine": it rises over the first fifth of the steps, as large steps right away could throw off
+    a network whose weights are still random (warm-up; Goyal et al., 2017). LEARNING_RATE is the
+    peak. Then it falls to 0 along half a cosine wave, so that the weights come to rest (Loshchilov
+    and Hutter, 2017). The curve is stretched over all epochs, so a run of 5 epochs is not like the
+    first 5 of 30.
     """
     highest = settings.LEARNING_RATE
     if settings.SCHEDULE == "constant":
@@ -682,29 +684,29 @@ def learning_rate_schedule(steps, settings):
 def make_optimizer(learning_rate, settings):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
-    SGD (stochastic gradient descent) is step 4 of chapter 3: weight - rate * gradient. It has a
-    momentum: in place of the gradient, a sum of the last ones, in which older ones count less and
-    less, so that what is random about single batches averages out. (nesterov: a variant of it.)
-    Adam does the same, and divides by the usual size of this weight's gradients. Take one weight
-    with gradients around 100, and one with 0.01: with a rate of 0.004, plain SGD moves them by 0.4
-    and 0.00004, Adam moves both by about 0.004. So Adam's rates are other numbers than SGD's.
-    Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY * rate: 0.25 *
-    0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a step of the same
-    size changes them. (It is not a part of the loss: Loshchilov and Hutter, 2019.)
+    SGD (stochastic gradient descent) is step 4 of chapter 3: weight - rate * gradient. Here it has
+    momentum: instead of the gradient, it uses a sum of the last ones, in which older ones count
+    less and less, so that the randomness of single batches averages out. (nesterov: a variant of
+    it.) Adam does the same, and divides by the usual size of each weight's gradients. Take one
+    weight with gradients around 100, and one with gradients around 0.01: with a rate of 0.004,
+    plain SGD moves them by 0.4 and 0.00004, Adam moves both by about 0.004. So Adam needs other
+    rates than SGD. Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY *
+    rate: 0.25 * 0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a
+    step of the same size changes them. (It is not part of the loss: Loshchilov and Hutter, 2019.)
     """
     if settings.OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=settings.WEIGHT_DECAY)
     else:
         optimizer = keras.optimizers.SGD(
             learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.WEIGHT_DECAY)
-    # No decay of offsets (bias, beta) and scales (gamma): they are few, and set the size of maps.
+    # No decay of offsets (bias, beta) and scales (gamma): they are few, and set the spread of maps.
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
 
 
-# What each trick gives: validation images of cifar10 that are right, after 3 epochs with 16, 32 and
-# 64 filters; the mean of three seeds. Each row adds one trick to those above it. Where the three
-# runs of a row and those of the row above overlap, a "?" says that the gain may be luck.
+# What each trick adds: validation images of cifar10 that are recognized, after 3 epochs with 16, 32
+# and 64 filters; the mean of three seeds. Each row adds one trick to those above it. Where the
+# results of a row overlap with those of the row above, a "?" says that the gain may be luck.
 #     plain network (Adam, constant rate of 0.001)    63.9 %
 #     + batch normalization                           69.2 %   +5.3
 #     + larger steps (a rate of 0.004)                71.0 %   +1.8
@@ -715,14 +717,14 @@ def make_optimizer(learning_rate, settings):
 #     + weight decay                                  78.3 %   +1.1 ?
 #     + global pooling in place of the dense layer    78.0 %   -0.3 ?
 # (Measured with: python tests/experiments.py staircase. Gains were computed before rounding. The
-# last one gives nothing here; in 10 epochs it did better.)
+# last trick gains nothing here; in 10 epochs it did better.)
 
 
-# %% 6. Test: how good is it with images that it has never seen?
-# Try: --seed 1, then 2. How far do accuracy and loss move, though nothing was changed? A setting
-# that gives less than that may have given nothing.
+# %% 6. Test: how good is it on images that it has never seen? Try: --seed 1, then 2. How far do
+# accuracy and loss move, though nothing was changed? A setting that gains less than that may have
+# gained nothing.
 def predict(model, images, verbose=0):
-    """Return what the model says of images (n, height, width, channels), raw pixels."""
+    """Return what the model says about images (n, height, width, channels), raw pixels."""
     batch_size = 256 if model.name == "cnn" else 32  # a pretrained network makes far larger maps
     dataset = tf.data.Dataset.from_tensor_slices(images).batch(batch_size)
     return model.predict(dataset, verbose=verbose)  # (n, num_classes) float32, probabilities
@@ -734,7 +736,7 @@ def evaluate(model, x_val, y_val, x_test, y_test, class_names):
     probabilities = predict(model, x_test)
     predicted = probabilities.argmax(axis=1)
     right = predicted == y_test
-    # "Sparse" means that it takes labels as they are, in place of one-hot ones.
+    # "Sparse" means that it takes labels as they are, instead of one-hot ones.
     losses = keras.losses.sparse_categorical_crossentropy(y_test, probabilities)  # (n,)
     classes = range(len(class_names))
     return probabilities, {
@@ -755,8 +757,8 @@ def evaluate(model, x_val, y_val, x_test, y_test, class_names):
 def interval_of(right, count):
     """Return the 95 % interval (low, high) of an accuracy of right / count (Wilson, 1927).
 
-    It says what luck with the choice of the images can do: of 100 such intervals, about 95 hold the
-    accuracy that one would find with endlessly many images of the same kind.
+    It shows how much luck in the choice of the images can matter: about 95 of 100 such intervals
+    hold the accuracy that one would find with infinitely many images of the same kind.
     """
     interval = stats.binomtest(int(right), int(count)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
@@ -771,27 +773,28 @@ def report(results, probabilities, y_test, class_names, folder):
     weighted avg: classes with more images count more.
     """
     low, high = results["test_accuracy_interval"]
-    print(f"\nTest accuracy {results['test_accuracy']:.2%} of {len(y_test)} images "
+    print(f"\nTest accuracy {results['test_accuracy']:.2%} on {len(y_test)} images "
           f"(95 % interval {low:.2%} to {high:.2%}), loss {results['test_loss']:.4f}")
     is_far = abs(results["mean_confidence"] - results["test_accuracy"]) > 0.05
-    print(f"On average it was {results['mean_confidence']:.1%} sure; "
-          f"{results['test_accuracy']:.1%} were right."
-          f"{' That is far apart: do not trust its percentages.' if is_far else ''}")
+    print(f"On average, the network was {results['mean_confidence']:.1%} sure; "
+          f"{results['test_accuracy']:.1%} of its answers were right."
+          f"{' These are far apart: do not trust its percentages.' if is_far else ''}")
     scores = classification_report(y_test, probabilities.argmax(axis=1), digits=4, zero_division=0,
                                    labels=range(len(class_names)), target_names=class_names)
     print(f"\n{scores}")
     (folder / "classification_report.txt").write_text(scores, encoding="utf-8")
 
 
-# %% 7. Pictures of what came out: look at them before you read on, they say what they show
+# %% 7. Pictures of the results: look at them before you read on; each says what it shows
 def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as train() returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
     figure.suptitle(
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
-        "at its end.\nWhere the training loss still falls and the validation loss does not, it "
-        "learns by heart (overfitting). The network of the last epoch is kept.", fontsize=11)
+        "at the end of it.\nWhere the training loss still falls and the validation loss does not, "
+        "the network learns by heart (overfitting). The network of the last epoch is kept.",
+        fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
     for axis, name in zip(axes, ["accuracy", "loss"]):
@@ -816,18 +819,18 @@ def draw_curves(history, title, folder):
 
 
 def draw_confusion_matrix(counts, names, title, folder):
-    """Draw which class is taken for which; counts: (true class, predicted class) int."""
+    """Draw which class is mistaken for which; counts: (true class, predicted class) int."""
     counts = np.array(counts)
     shares = counts / counts.sum(axis=1, keepdims=True).clip(1)  # of each row; clip: no 0 / 0
     mistakes = counts - np.diag(counts.diagonal())
     true, predicted = np.unravel_index(mistakes.argmax(), mistakes.shape)
-    worst = (f"Commonest mistake: {names[true]} taken for {names[predicted]}, {mistakes.max()} of "
-             f"{counts[true].sum():,} times").replace("\n", " ")
+    worst = (f"Commonest mistake: {names[true]} mistaken for {names[predicted]}, {mistakes.max()} "
+             f"of {counts[true].sum():,} times").replace("\n", " ")
     side = np.clip(3 + 0.6 * len(names), 6.5, 22)  # inches
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     sns.heatmap(shares, mask=counts == 0, fmt="d", vmin=0, vmax=1, cmap="Blues", linewidths=0.5,
                 linecolor="lightgrey", xticklabels=names, yticklabels=names,
-                annot=counts if len(names) <= 30 else None,  # of more, numbers have no room
+                annot=counts if len(names) <= 30 else None,  # with more, numbers do not fit
                 cbar_kws={"label": "share of the true class (of its row)", "format": "{x:.0%}"})
     axis.grid(visible=False)
     axis.tick_params(labelsize=np.clip(1000 / len(names), 4, 11))
@@ -835,7 +838,7 @@ def draw_confusion_matrix(counts, names, title, folder):
     if max(len(name) for name in names) > 3:
         plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     axis.set(xlabel="predicted class (what the network says)", ylabel="true class (what it is)")
-    axis.set_title(f"{title}: which class is taken for which?\nOn the diagonal: the right "
+    axis.set_title(f"{title}: which class is mistaken for which?\nOn the diagonal: the right "
                    f"answers, {np.trace(counts) / counts.sum():.2%} of {counts.sum():,} test images"
                    f"\n{worst if mistakes.any() else 'No mistake'}")
     figure.savefig(folder / "confusion_matrix.png", dpi=120)
@@ -848,7 +851,7 @@ def draw_predictions(x, y, probabilities, names, title, folder):
     """
     chosen = choose_samples(y, probabilities)
     draw_answers(x[chosen], y[chosen], probabilities[chosen], names,
-                 f"{title}: test images, the last of them mistakes",
+                 f"{title}: test images, with mistakes at the end",
                  folder / "sample_predictions.png")
 
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
@@ -871,8 +874,8 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
     """Draw test images, six in a row, with what the network says; heats: see occlusion_map()."""
     figure = plt.figure(figsize=(12, 2.4 * math.ceil(len(images) / 6) + 1.4), layout="constrained")
     figure.suptitle(
-        f"{headline}\nAbove each: what the network says, how sure it is, and what "
-        "is true. ✓ blue frame: right. ✗ thick orange frame: wrong.", fontsize=11)
+        f"{headline}\nAbove each: what the network says, how sure it is, and the "
+        "true class. ✓ blue frame: right. ✗ thick orange frame: wrong.", fontsize=11)
     predicted = probabilities.argmax(axis=1)
     texts = []
     for label, answer, row in zip(labels, predicted, probabilities):
@@ -883,7 +886,7 @@ def draw_answers(images, labels, probabilities, names, headline, path, heats=())
     for axis, is_right in zip(axes, predicted == labels):
         axis.spines[:].set(color="C0" if is_right else "C3", linewidth=2 if is_right else 5)
     for axis, heat in zip(axes, heats):
-        opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # without a fall: clear
+        opacity = np.clip(heat / max(0.1, np.max(heats)), 0, 0.9)  # no fall: transparent
         axis.imshow(np.full((*heat.shape, 3), (255, 215, 0)), alpha=opacity)  # yellow
     figure.savefig(path, dpi=120)
 
@@ -894,8 +897,8 @@ def draw_where_it_looks(model, x, y, probabilities, names, title, folder):
     heats = [occlusion_map(model, x[i], probabilities[i].argmax()) for i in chosen]
     strongest = 100 * max(0.1, np.max(heats))
     headline = (
-        f"{title}: where it looks\nA square in the image's mean colour covers one part after the "
-        "other. Yellow, on the darkened image: with this part covered,\nthe network is much less "
+        f"{title}: where it looks\nA square in the image's mean colour covers one part after "
+        "another. Yellow, on the darkened image: with this part covered,\nthe network is much less "
         f"sure of its answer (strongest yellow: by {strongest:.0f} percentage points). No yellow: "
         "no part alone decides.")
     grey = (0.6 * x[chosen].mean(axis=3, keepdims=True)).astype("uint8")  # so yellow is seen on it
@@ -912,7 +915,7 @@ def occlusion_map(model, image, class_index):
     height, width, _ = image.shape
     square = max(2, min(height, width) // 4)
     stride = square // 2
-    masks = [np.zeros((height, width), bool)]  # True: covered; in the first mask, nothing is
+    masks = [np.zeros((height, width), bool)]  # True: covered; in the first one, nothing is
     # The square may stick out, so that the borders are covered as well.
     for top in range(stride - square, height, stride):  # digits: -1, 0, 1 ...; cifar10: -4, 0, 4
         for left in range(stride - square, width, stride):
@@ -923,22 +926,23 @@ def occlusion_map(model, image, class_index):
     images = np.where(np.expand_dims(masks, 3), mean_colour, image)  # (masks, height, ...)
     probabilities = predict(model, images)  # (masks, classes)
     falls = probabilities[0, class_index] - probabilities[:, class_index]  # (masks,)
-    # For each pixel the mean of all squares that have covered it (tensordot adds up fall x mask).
+    # For each pixel, the mean fall of all squares that covered it (tensordot adds up fall x mask).
     return np.tensordot(falls, masks, axes=1) / np.sum(masks, axis=0)
 
 
 def draw_learned_features(model, x_test, y_test, probabilities, names, title, folder):
-    """Draw the first filters, the maps of one image, and the parts that get the largest answers.
+    """Draw the first filters, the maps of one image, and the parts with the strongest responses.
 
-    The filters behind the first layer are no pictures: they work on maps, not on colours. But one
-    can find the images to which they answer (Zeiler and Fergus, 2014). Shapes: draw_predictions().
+    Filters after the first layer can't be shown as pictures: they work on maps, not on colours. But
+    one can find the images to which they respond (Zeiler and Fergus, 2014). Shapes:
+    draw_predictions().
     """
     blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
     is_right = probabilities.argmax(axis=1) == y_test
     surest = np.argmax(probabilities.max(axis=1) * is_right)  # of the right answers
     images = x_test[[surest, *spread_over_classes(y_test, 500)]]
     figure = plt.figure(figsize=(12, 2 + 4.7 * len(blocks)), layout="constrained")
-    figure.suptitle(f"{title}: what the filters answer to, from the first layer to the last block")
+    figure.suptitle(f"{title}: what the filters respond to, from the first layer to the last block")
     top, *parts = figure.subfigures(1 + len(blocks), 1, height_ratios=[1.7] + [4.7] * len(blocks))
 
     first = next(layer for layer in model.layers if isinstance(layer, layers.Conv2D))
@@ -946,8 +950,8 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True).clip(1e-9)
     patterns = (127.5 + 127.5 * filters / largest).astype("uint8")
     top.suptitle(f"A test image of {names[y_test[surest]]}, and filters of the layer {first.name}, "
-                 "as the patterns to which they answer most\n(middle grey: weight 0; those of "
-                 "whitening are not learned, and each is there twice, once negated)", fontsize=11)
+                 "as the patterns they respond to most\n(middle grey: weight 0; those of "
+                 "whitening are not learned, and each occurs twice, once negated)", fontsize=11)
     texts = ["image"] + [f"filter {k}" for k in range(len(patterns))]
     draw_grid(top, [images[0], *patterns], texts, columns=13)
 
@@ -955,30 +959,30 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
         up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
         maps = up_to_block.predict(images, verbose=0)  # (n, rows, columns, filters)
         strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # six filters, by image 0
-        # A part about as large as what one place of the map sees, through all layers before it: on
-        # cifar10 9, 23, 51 pixels in block 1, 2, 3, and so about five times the place itself. On
-        # digits, that is the whole image.
+        # A part is about what one place of the map sees through all layers before it: on cifar10,
+        # 9, 23 and 51 pixels in blocks 1, 2 and 3, so about five times the place itself. On digits,
+        # it is the whole image.
         side = min(5 * images.shape[1] // maps.shape[1], *images.shape[1:3])
         tiles = [255 * maps[0, ..., k] / maps[0].max().clip(1e-9) for k in strongest]
         tiles += [strongest_parts(maps[1:, ..., k], images[1:], side) for k in strongest]
-        texts = [f"filter {k}" for k in strongest] + ["it answers most to"] * len(strongest)
-        part.suptitle(f"{block.name}: filters that answer most to the image at the top. Above: "
-                      "their maps of it (bright: strong answer).\nBelow: the nine parts of test "
-                      f"images, about {side} x {side} pixels, to which each answers most.",
+        texts = [f"filter {k}" for k in strongest] + ["responds most to"] * len(strongest)
+        part.suptitle(f"{block.name}: filters that respond most to the image at the top. Above: "
+                      "their maps of it (bright: strong response).\nBelow: the nine parts of test "
+                      f"images, about {side} x {side} pixels, to which each responds most.",
                       fontsize=11)
         draw_grid(part, tiles, texts, columns=len(strongest))
     figure.savefig(folder / "learned_features.png", dpi=120)
 
 
 def strongest_parts(maps, images, side):
-    """Return the parts (side x side pixels) of nine images to which a filter answers most, as one.
+    """Return the parts (side x side pixels) of nine images that a filter responds to most, as one.
 
     maps: (n, rows, columns), of one filter. images: (n, height, width, channels) uint8.
     """
     size = np.array(images.shape[1:3])
     strongest = np.argsort(-maps.max(axis=(1, 2)))
     parts = []
-    for i in np.resize(strongest, 9):  # the first nine; if there are fewer, some come again
+    for i in np.resize(strongest, 9):  # the first nine; if there are fewer, some are repeated
         place = np.unravel_index(maps[i].argmax(), maps[i].shape)  # row and column in the map
         middle = (np.array(place) + 0.5) * size / maps[i].shape  # in pixels
         top, left = np.clip(middle - side / 2, 0, size - side).astype(int)  # inside the image
@@ -991,10 +995,11 @@ def strongest_parts(maps, images, side):
 
 # %% 8. Transfer learning: a network that knows a million pictures; not for MODEL "cnn"
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
-# network has learned to recognize there are of use for other photos, too. So all its layers but the
-# last are kept as they are (frozen), and only a new last layer, the head, is trained. For that, few
-# pictures are enough: with 20 of each class of cifar10, mobilenet_v2 had 72 % of the test images
-# right, and the CNN above 36 % (one run each). With FINE_TUNE, some more layers learn at the end.
+# network has learned to recognize there are useful for other photos, too. So all its layers but the
+# last, the base, are kept as they are (frozen), and only a new last layer, the head, is trained.
+# For that, few pictures are enough: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the
+# test images right, and the CNN of chapter 4 got 36 % (one run each). With FINE_TUNE, some more
+# layers learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
     "vgg16": (keras.applications.vgg16, "VGG16"),
@@ -1023,7 +1028,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
     x = layers.Resizing(size, size)(x)  # (96, 96, 3)
     if image_shape[2] == 1:
         x = layers.Concatenate()([x, x, x])  # grey becomes three equal colours
-    x = module.preprocess_input(x)  # (96, 96, 3), scaled as the pixels that it learned from
+    x = module.preprocess_input(x)  # (96, 96, 3), scaled like the pixels it learned from
     # training=False: batch normalization uses its averages over a million pictures, as in a test.
     x = base(x, training=False)  # (3, 3, 1280): 1280 maps of 3x3 places
     x = layers.GlobalAveragePooling2D()(x)  # (1280,): the mean of each map
@@ -1040,9 +1045,10 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
-    features, head = model.layers  # parts of the model: what the head learns, the model knows
-    # The frozen part makes the same features of a picture in every epoch, so each picture (and each
-    # mirrored one) goes through it only once. Then the head is trained alone, on these features.
+    features, head = model.layers  # as parts of the model: what the head learns, it learns
+    # The frozen part makes the same features from a picture in every epoch, so each picture (and
+    # each mirrored one) goes through it only once. Then the head is trained alone, on these
+    # features.
     views = [x_train]
     if settings.MIRROR:
         views.append(x_train[:, :, ::-1])  # left and right swapped
@@ -1055,8 +1061,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     history = train(head, np.concatenate(f_train), labels, f_val, y_val, folder, settings)
     if settings.FINE_TUNE > 0 and len(history) >= settings.EPOCHS:  # fewer: ended by Ctrl-C
         # The last third of the base's layers learns. Batch normalization stays as it is: averages
-        # over a million pictures are better than over a few. (Chollet, 2020, keeps the averages,
-        # too, but trains the scales and offsets.)
+        # over a million pictures are better than averages over a few. (Chollet, 2020, keeps the
+        # averages, too, but trains the scales and offsets.)
         base = next(layer for layer in features.layers if isinstance(layer, keras.Model))
         base.trainable = True  # all its layers
         for place, layer in enumerate(base.layers):
@@ -1074,17 +1080,18 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
 
 # %% 9. Your own pictures
 # The folder that the network learns from and the picture it is asked about are read by the same
-# function: a network that is asked in another form than it has learned gives wrong answers.
+# function: a network gives wrong answers to pictures prepared differently from those it learned
+# from.
 PARTS = {"train": "train|training", "val": "val|valid|validation", "test": "test|testing"}
-SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # left out without a word
+SYSTEM_FILES = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}  # skipped silently
 MOST_GIGABYTES = 4  # of pixels in a data set; copies take several times as much
-INK = 100  # of a drawing in white on black, a pixel above this value is ink
+INK = 100  # in a white-on-black drawing, pixels above this value are ink
 
 
 def load_own_data(settings):
     """Return the three parts of a folder or an .npz file, and the class names, as load_data() does.
 
-    Until the end, a part has the names of its images as well, to say which are there twice.
+    Until the end, a part also holds the names of its images, to report which occur twice.
     """
     dataset = settings.DATASET
     path = pathlib.Path(dataset)
@@ -1093,29 +1100,29 @@ def load_own_data(settings):
     elif path.is_file() and path.suffix.lower() == ".npz":
         parts = read_npz(path)
     else:
-        stop(f"--dataset {dataset} {'is none of these' if path.exists() else 'is not there'}: it "
-             f"takes {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for each "
-             "class, or an .npz file with x_train and y_train.")
+        stop(f"--dataset {dataset} {'is of another kind' if path.exists() else 'does not exist'}: "
+             f"it can be {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for "
+             "each class, or an .npz file with x_train and y_train.")
     parts = without_colour(parts, dataset)
     sizes = {part: pd.Series(labels).value_counts() for part, (_, labels, _) in parts.items()}
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
     if few or len(sizes) < 2:
-        stop(f"--dataset {dataset} has {len(sizes)} classes, of which have fewer than 3 training "
-             f"images: {first_few(few)}. It takes 2 classes or more, of 3 images or more each.")
+        stop(f"--dataset {dataset} has {len(sizes)} classes. Those with fewer than 3 training "
+             f"images: {first_few(few)}. It needs 2 classes or more, with 3 images or more each.")
     class_names = list(sizes.index)
     if all(name.isdecimal() for name in class_names):
         class_names.sort(key=int)  # 10 after 9
     for part, (images, labels, names) in parts.items():
         absent = list(sizes.index[sizes[part] == 0])
         if absent:
-            warn(f"the {part} part of {dataset} has no images of {first_few(absent)}.")
-        # Black pictures, or values from 0 to 1: real images differ by far more than 4 of 255.
+            warn(f"the {part} part of {dataset} lacks images of some classes: {first_few(absent)}.")
+        # Black pictures, or values from 0 to 1: pixels of a real image differ by far more than 4.
         share = np.mean(np.ptp(images, axis=(1, 2, 3)) < 4)
         if share >= 0.1:
             say = stop if share >= 0.9 else warn
             say(f"{share:.0%} of the {part} images of {dataset} are of one shade (values from "
-                f"{images.min()} to {images.max()} of 0 to 255).")
+                f"{images.min()} to {images.max()}, where 0 to 255 is expected).")
         parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
     if "test" not in parts and "val" in parts:  # a second part is the test part
         parts["test"] = parts.pop("val")
@@ -1135,7 +1142,7 @@ def read_npz(path):
     """
     parts = {}
     try:
-        held = np.load(path)  # takes no pickles, which could run any program of their author
+        held = np.load(path)  # takes no pickles, which could run any code of their author's
         for part in [part for part in PARTS if f"x_{part}" in held or part == "train"]:
             x = held[f"x_{part}"]
             images = x.reshape(*x.shape[:3], -1).astype("uint8")
@@ -1143,41 +1150,42 @@ def read_npz(path):
             labels = np.array([in_one_form(label) for label in labels])
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
             parts[part] = (images, labels, names)
-            # uint8 holds whole numbers from 0 to 255: others have changed. All below 64: scaled.
+            # uint8 holds whole numbers from 0 to 255: any others were changed by it. If all are
+            # below 64, they had been scaled.
             fits = (images.shape[3:] in [(1,), (3,)] and len(labels) == len(x)
                     and images.shape[1:] == parts["train"][0].shape[1:]
                     and images.max() >= 64 and np.array_equal(images.reshape(x.shape), x))
             if not fits:
                 raise ValueError(f"x_{part} is {x.dtype} {x.shape}, {x.min()} to {x.max()}")
-    except Exception as error:  # broken files raise many kinds
-        stop(f"--dataset {path} holds something else ({error}). It takes x_train and y_train, "
-             "perhaps x_val, y_val, x_test, y_test. x: whole numbers from 0 to 255, (number, height"
-             ", width) or (number, height, width, 3). y: a whole number or a name for each image.")
+    except Exception as error:  # broken files raise many kinds of error
+        stop(f"--dataset {path} does not hold what is needed ({error}): x_train and y_train, "
+             "optionally x_val, y_val, x_test, y_test. x: whole numbers from 0 to 255, (n, height, "
+             "width) or (n, height, width, 3). y: a whole number or a name for each image.")
     return parts
 
 
 def read_folder(folder, image_size, output_dir):
-    """Read pictures of folder/class/*, or of folder/train/class/* (and val, test); as read_npz."""
+    """Read pictures of folder/class/*, or of folder/train/class/* (val, test), as read_npz does."""
     if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
         stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
     files, folders = look_into(folder)
-    groups = {}  # the files by the folder around their class folder
+    groups = {}  # the files, by the parent of their class folder
     for path in files:
         groups.setdefault(path.parent.parent, []).append(path)
     arounds = find_parts(folder, groups, folders)
-    number = sum(len(groups.get(around, [])) for around in arounds.values())
-    gigabytes = number * image_size**2 * 3 / 1e9
+    count = sum(len(groups.get(around, [])) for around in arounds.values())
+    gigabytes = count * image_size**2 * 3 / 1e9
     if gigabytes > MOST_GIGABYTES:
         fitting = int(image_size * math.sqrt(MOST_GIGABYTES / gigabytes))
-        stop(f"{number} pictures of {image_size}x{image_size} pixels need {gigabytes:.1f} GB, more "
-             f"than {MOST_GIGABYTES} GB (MOST_GIGABYTES): take --image-size {fitting} or less.")
+        stop(f"{count} pictures of {image_size}x{image_size} pixels need {gigabytes:.1f} GB, more "
+             f"than {MOST_GIGABYTES} GB (MOST_GIGABYTES): use --image-size {fitting} or less.")
     parts = {}
     for part, around in arounds.items():
         images, paths = read_pictures(groups.pop(around, []), (image_size, image_size, 3))
         if not paths:
             places = sorted({path.parent for path in files})
-            stop(f"there are no pictures that can be read in {around}/CLASS/. It takes a folder for"
-                 f" each class, with pictures in it. Files lie in: {first_few(places)}.")
+            stop(f"there are no pictures that can be read in {around}/CLASS/. Each class "
+                 f"needs a folder with pictures in it. Files were found in: {first_few(places)}.")
         print(f"{len(paths)} pictures for {part} in {around}")
         labels = np.array([in_one_form(path.parent.name) for path in paths])
         names = np.array([readable(path.relative_to(folder)) for path in paths])
@@ -1185,7 +1193,7 @@ def read_folder(folder, image_size, output_dir):
         with_pictures = {path.parent for path in paths}
         without = [path for path in folders if path.parent == around and path not in with_pictures]
         if without and part == "train":
-            warn("no class is made of a folder without pictures that can be read: "
+            warn("folders without pictures that can be read do not become classes: "
                  f"{first_few(without)}.")
     left_out = sum(groups.values(), [])
     if left_out:
@@ -1195,12 +1203,12 @@ def read_folder(folder, image_size, output_dir):
 
 
 def look_into(folder):
-    """Return the files in a folder and its sub-folders, sorted, and these folders; none hidden."""
+    """Return the files in a folder and its sub-folders, sorted, and the folders; none is hidden."""
     files = []
     folders = [folder]
-    # Each folder is entered once, and none around the first one: a link may lead back to these.
+    # Each folder is entered once, and none above the first one: a link may lead back there.
     entered = set(folder.resolve().parents)
-    for place in folders:  # they grow in the loop: those in the folder, then those in these, ...
+    for place in folders:  # the list grows here: the folders inside, then those inside these, ...
         if place.resolve() in entered:
             continue
         entered.add(place.resolve())
@@ -1213,9 +1221,9 @@ def look_into(folder):
 
 
 def find_parts(folder, groups, folders):
-    """Return {"train": the folder around its class folders}, perhaps val and test.
+    """Return {"train": the parent of its class folders}, optionally val and test.
 
-    groups: lists of files by the folder around their class folder. folders: all there are.
+    groups: lists of files, by the parent of their class folder. folders: all there are.
     """
     found = []  # pairs: part, folder
     for around in groups:
@@ -1223,28 +1231,28 @@ def find_parts(folder, groups, folders):
             found.append((part_of(around), around))
     arounds = dict(found or [("train", folder)])
     if "train" not in arounds or len(arounds) < len(found):
-        stop(f"which folder of {folder} is the training part? One name shall hold the word train, "
-             f"perhaps one val and one test, of these: {first_few([pair[1] for pair in found])}.")
+        stop(f"which folder of {folder} is the training part? Exactly one name must contain train, "
+             f"and at most one each val and test. Found: {first_few([pair[1] for pair in found])}.")
     classes = [path for path in folders if path.parent == arounds["train"]]
     named_as_parts = [path for path in classes if part_of(path)]
     several = len({part_of(path) for path in named_as_parts}) > 1
     if several or classes and named_as_parts == classes:
-        stop(f"these are parts, not classes: {first_few(named_as_parts)}. Each part takes a folder "
+        stop(f"these are parts, not classes: {first_few(named_as_parts)}. Each part needs a folder "
              "for each class, with pictures in it.")
     return arounds
 
 
 def part_of(folder):
-    """Return "train", "val" or "test" if its name holds this word (seg_train, Test1), or None."""
+    """Return "train", "val" or "test" if the name has this word (seg_train, Test1), or None."""
     for part, words in PARTS.items():
-        # No letter stands before or behind the word: trains, rain and valley are others.
+        # No letter may come before or after the word: trains, rain and valley do not match.
         if re.search(rf"(?<![a-z])({words})(set|data|images)?(?![a-z])", folder.name.lower()):
             return part
     return None
 
 
 def in_one_form(name):
-    """Return the name of a class in composed letters (Macs take them apart), on one line."""
+    """Return a class name in composed letters (Macs store é as e and an accent), on one line."""
     return " ".join(unicodedata.normalize("NFC", readable(name)).split())
 
 
@@ -1252,17 +1260,18 @@ def without_colour(parts, dataset):
     """Return the parts, with one grey channel if no training image has colours.
 
     From three equal channels a network can't learn what a tint means: under a yellowish lamp, it
-    could give one answer to all.
+    could give the same answer to every picture.
     """
     images, _, names = parts["train"]
     if images.shape[3] == 1:
         return parts
-    # Stray tints: JPEGs of grey pictures differ by up to 3 levels, yellowish scans by 13.
+    # Stray tints: the channels of grey JPEGs differ by up to 3 levels, yellowish scans by 13.
     coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
     if any(coloured):
         if np.mean(coloured) < 0.1:  # too few to learn what colours mean
-            warn(f"few training images of {dataset} have colours: {first_few(names[coloured])}. A "
-                 "photo may get a wrong answer. Without them, or with grey ones, all become grey.")
+            warn(f"few training images of {dataset} are in colour: {first_few(names[coloured])}"
+                 ". Colour photos may get wrong answers. Without these, or with grey copies of "
+                 "them, all become grey.")
         return parts
     print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
     for part, (images, *others) in parts.items():
@@ -1274,35 +1283,35 @@ def without_colour(parts, dataset):
 def warn_of_copies(training, validation, test):
     """Warn if images of the other parts are training images, too: the network knows them by heart.
 
-    Small versions are compared, so that a picture that was saved anew is a copy as well. Their
-    distance is 1 less their correlation. The limit was found by trying: copies are below it, other
-    images of MNIST and CIFAR-10 hardly ever.
+    Small versions are compared, so that a picture that was saved again is a copy as well. Their
+    distance is 1 minus their correlation. The limit was found by trial: copies are below it, other
+    images of MNIST and CIFAR-10 hardly ever are.
     """
     names = np.concatenate([training[2], validation[2], test[2]])
     small = np.concatenate([small_and_flat(part[0]) for part in (training, validation, test)])
     # Rounded, an image of one shade becomes all 0, which is like no other image.
     shades = np.round(small - small.mean(axis=1, keepdims=True), 3)
-    number = len(training[1])  # the first ones
-    known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[:number])
-    distances, twins = known.kneighbors(shades[number:])  # both (number of other images, 1)
+    first = len(training[1])  # the others come after these
+    known = NearestNeighbors(n_neighbors=1, metric="cosine").fit(shades[:first])
+    distances, twins = known.kneighbors(shades[first:])  # both (n, 1)
     copies = np.flatnonzero(distances < 0.00125)
-    pairs = [f"{names[number + i]} = {names[twins[i, 0]]}" for i in copies]
+    pairs = [f"{names[first + i]} = {names[twins[i, 0]]}" for i in copies]
     if pairs:
         warn(f"{len(pairs)} of {len(twins)} validation and test images are training images as "
              f"well, so the accuracy is too high: {first_few(pairs)}. Keep one of each. If their "
-             "classes differ: which is right?")
+             "classes differ, which is right?")
 
 
 def read_pictures(paths, image_shape, about=None):
-    """Return pictures, uint8 (number that could be read, *image_shape), and their paths.
+    """Return pictures, uint8 (n, *image_shape), and the paths of those that could be read.
 
-    about: of the network that is asked (see save_model), or None. What is left out is named.
+    about: what save_model wrote about the network, or None. Pictures left out are named.
     """
     images = np.zeros((len(paths), *image_shape), "uint8")
     paths_read = []
-    remarks = {}  # what is to be said, once: the pictures of which it is true
+    remarks = {}  # each remark, and the pictures to which it applies
     bar = keras.utils.Progbar(len(paths), verbose=1 if len(paths) > 500 else 0, unit_name="picture")
-    with ThreadPoolExecutor() as pool:  # threads do, as Pillow works outside of Python's lock
+    with ThreadPoolExecutor() as pool:  # threads suffice, as Pillow works outside of Python's lock
         results = pool.map(read_picture, paths, [image_shape] * len(paths), [about] * len(paths))
         for path, (image, remark) in zip(paths, results):
             if image is not None:
@@ -1317,11 +1326,11 @@ def read_pictures(paths, image_shape, about=None):
 
 
 def read_picture(path, image_shape, about):
-    """Return a picture file as uint8 image_shape, or None, and what is to be said of it, or ""."""
+    """Return a picture file as uint8 image_shape, or None, and a remark about it, or ""."""
     height, width, channels = image_shape
     remark = ""
     try:
-        # Given the path, Pillow 13 reads some turned TIFFs wrong; given the open file, it doesn't.
+        # Given the path, Pillow 13 reads some rotated TIFFs wrong; given the open file, it doesn't.
         with open(path, "rb") as file, Image.open(file) as picture:
             if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
                 return None, "skipped, with more than 8 bits per value: save them with 8 bits"
@@ -1332,7 +1341,7 @@ def read_picture(path, image_shape, about):
             picture = ImageOps.exif_transpose(picture)  # upright, however the camera was held
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
-            if picture.getextrema()[3][0] < 255:  # of the alpha channel, the smallest value
+            if picture.getextrema()[3][0] < 255:  # smallest alpha value
                 remark = "that have transparent parts, which become white"
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
@@ -1344,44 +1353,43 @@ def read_picture(path, image_shape, about):
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
         return None, f"skipped, as they are {kind_of_file(pathlib.Path(path))}"
-    except Exception as error:  # Pillow raises many kinds for broken files
+    except Exception as error:  # Pillow raises many kinds of error for broken files
         reason = getattr(error, "strerror", None) or re.sub(r"\d+", "...", str(error))
         return None, f"skipped, as they can't be read ({reason or type(error).__name__})"
 
 
 def kind_of_file(path):
-    """Return what a file is that Pillow takes for no picture."""
+    """Return the kind of a file that Pillow does not recognize as a picture."""
     head = path.read_bytes()[:100]
     if head.isascii() and b"\0" not in head:
-        return "empty or texts"
+        return "empty or text files"
     is_heic = head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")  # from phones
     kind = "HEIC" if is_heic else path.suffix
     return f"{kind} files that Pillow can't read: save them as JPEG or PNG"
 
 
 def is_pen_on_paper(picture, image_shape, about):
-    """Return whether prepare_drawing is for this grey Pillow picture; else it is taken as it is.
-
-    A picture like those that the network has learned from is taken as it is.
+    """Return whether this grey Pillow picture needs prepare_drawing.
     """
     if not about["white_on_black"]:
         return False
     values = np.asarray(picture)
     border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
-    if about["built_in"]:  # people show it photos, also of boards
+    if about["built_in"]:  # people show it photos, of boards, too
         return values.shape != image_shape[:2] or border >= 25
-    return border > 127  # own drawings, of any size
+    return border > 127  # drawings of the user's own set, of any size
 
 
 def describe_drawings(x_train):
-    """Return whether the training images are drawings in white on black, and how their ink is.
+    """Return whether the training images are drawings in white on black, and the size of ink.
 
-    Nearly all of them are grey, with a dark border, a bright spot and ink of about the same size:
-    so are digits, MNIST and Fashion-MNIST, but not photos, or cells under a microscope.
+    Nearly all of them are grey, with a dark border, a bright spot and ink of about the same size.
+    That is true of digits, MNIST and Fashion-MNIST, but not of photos, or of cells under a
+    microscope.
     """
     some = every_kth(x_train, 8_000_000)
     height, width, channels = some.shape[1:]
-    ink = some[..., 0] > INK  # (number, height, width) bool
+    ink = some[..., 0] > INK  # (n, height, width) bool
     down = ink.any(axis=2).sum(axis=1)  # the rows that hold ink
     across = ink.any(axis=1).sum(axis=1)  # the columns
     sizes = np.maximum(down / height, across / width)  # as shares of the image's sides
@@ -1402,10 +1410,11 @@ def prepare_drawing(picture, image_shape, about):
     picture.thumbnail((500, 500))
     grey = np.asarray(picture, float)
     # What differs from the paper is ink. The paper is as bright as most of the picture; or, where
-    # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of 9x9 around.
+    # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of the 9x9
+    # around each.
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
     corners = parts[[0, 0, -1, -1], [0, -1, 0, -1]]
-    around = 9 if np.ptp(corners) > 30 else 31  # 31 reaches all parts from each
+    around = 9 if np.ptp(corners) > 30 else 31  # 31 covers all parts from each one
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     # The noise of a camera is no ink: ink differs from the paper by 10 of 255 or more, and by much
@@ -1415,7 +1424,7 @@ def prepare_drawing(picture, image_shape, about):
     difference = np.abs(small)
     if np.quantile(difference, 0.999) < np.clip(20 * np.median(difference), 10, 60):
         return np.zeros(image_shape, "uint8"), "without ink"
-    ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are darker alike
+    ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are equally darker
     if -ink.min() > ink.max():
         ink = -ink  # dark on light
     ink = (ink / np.quantile(ink, 0.999).clip(1e-9)).clip(0, 1)
@@ -1423,21 +1432,21 @@ def prepare_drawing(picture, image_shape, about):
     drawing = Image.fromarray((255 * ink).astype("uint8")).crop(box)
     remark = ""
     if drawing.width / drawing.height > about["widest"]:
-        remark = "wider than the training images (is it one drawing?): see predictions.png"
-    # Into the middle of a black frame, which is as much larger than the ink as in training.
+        remark = "wider than the training images (one drawing each? see predictions.png)"
+    # Put it in the middle of a black frame, as much larger than the ink as in training images.
     scale = max(drawing.width / width, drawing.height / height) / about["ink_share"]
     frame = Image.new("L", (round(scale * width), round(scale * height)))
     frame.paste(drawing, ((frame.width - drawing.width) // 2, (frame.height - drawing.height) // 2))
-    # Made small, a thin line is pale: make it as bright as in training.
+    # A thin line turns pale when it shrinks: make it as bright as in training.
     image = ImageOps.autocontrast(frame.resize((width, height)), cutoff=(0, 3))
     return np.asarray(image).reshape(image_shape), remark
 
 
 def files_to_ask(words):
-    """Return the paths of the files that are meant by names of files, of folders and wildcards."""
+    """Return the paths that the names of files and folders and wildcards stand for."""
     paths = []
     for word in words:
-        # Windows hands on a wildcard such as *.jpg as it is. photo[1].jpg may be a file's name.
+        # Windows passes on a wildcard such as *.jpg as it is. photo[1].jpg may be a file's name.
         names = [word] if os.path.exists(word) else sorted(glob.glob(word, recursive=True))
         for name in names or [word]:
             path = pathlib.Path(name)
@@ -1457,13 +1466,14 @@ def predict_pictures(settings):
     folder = results_folder(settings)
     model, about = load_trained_model(folder, settings.DATASET)
     paths = files_to_ask(settings.PREDICT)
-    print(f"Asking {folder / 'model.keras'} ({model.name}), pictures of {model.input_shape[1:]}")
+    print(f"Asking {folder / 'model.keras'} ({model.name}), which takes pictures of "
+          f"{model.input_shape[1:]}")
     images, paths_read = read_pictures(paths, model.input_shape[1:], about)
     if not paths_read:
         raise SystemExit(1)
     titles = []
     for path, answer in zip(paths_read, predict(model, images)):
-        likeliest = np.argsort(-answer)[:3]  # argsort: the places, the smallest number first
+        likeliest = np.argsort(-answer)[:3]  # argsort: the indices, the smallest value first
         texts = [f"{about['class_names'][i]} {answer[i]:.1%}" for i in likeliest]
         print(f"{readable(path)}: {', '.join(texts)}")
         titles.append(textwrap.fill(f"{readable(path.name)[-40:]}: {texts[0]}", 22))
@@ -1477,9 +1487,9 @@ def predict_pictures(settings):
         raise SystemExit(1)
 
 
-# %% 10. Out of the script: the trained network, a page for the browser, and a file for phones
+# %% 10. Beyond the script: the trained network, a page for the browser, and a file for phones
 def save_model(model, x_train, class_names, dataset, folder):
-    """Write model.keras, labels.txt, and model.json: what is needed to show it other pictures."""
+    """Write model.keras, labels.txt and model.json: what is needed to ask the network later."""
     model.save(folder / "model.keras")
     about = {"dataset": full_name(dataset), "class_names": class_names, "versions": VERSIONS,
              "built_in": dataset in CLASS_NAMES, **describe_drawings(x_train)}
@@ -1494,14 +1504,15 @@ def load_trained_model(folder, dataset):
     try:
         about = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         about.setdefault("built_in", about["dataset"] in CLASS_NAMES)  # older files lack it
-        model = keras.models.load_model(folder / "model.keras")  # runs no code of the file
+        model = keras.models.load_model(folder / "model.keras")  # runs no code from the file
     except Exception as error:  # no file, a broken file, another Keras, ...
         stop(f"--predict finds no network in {folder} that it can read ({str(error)[:300]}; saved "
-             f"with {about['versions']}, here {VERSIONS}): first run --dataset {dataset} alone.")
+             f"with {about['versions']}, here {VERSIONS}): first run --dataset {dataset} without "
+             "--predict.")
     return model, about
 
 
-# Settings of layers that the page knows with one value only.
+# Layer settings of which the page supports one value only.
 PAGE_TAKES = {"Conv2D": {"strides": (1, 1), "dilation_rate": (1, 1), "groups": 1},
               "MaxPooling2D": {"padding": "valid"},
               "ReLU": {"max_value": None, "negative_slope": 0, "threshold": 0}}
@@ -1530,7 +1541,7 @@ def network_steps(model):
         if kind == "Dense" and len(layer.input.shape) > 2:
             add("Dense on maps, without Flatten")
         if kind in ("Normalization", "BatchNormalization"):
-            # Both compute input * scale + offset: two answers tell the two numbers.
+            # Both compute input * scale + offset: two outputs reveal the two numbers.
             offset = layer(np.zeros((1, 1, 1, channels)))
             scale = (layer(np.full((1, 1, 1, channels), 1000.0)) - offset) / 1000
             add("scale", [channels], [scale, offset])
@@ -1568,7 +1579,7 @@ def write_page(model, class_names, about, title, folder):
         if not isinstance(last, layers.Dense) or end["kind"] != "softmax":
             raise ValueError(f"its last layer ({last.name}) is not Dense with softmax")
     except ValueError as error:
-        return warn(f"no try_it.html, which is for networks as those of MODEL cnn: {error}.")
+        return warn(f"no try_it.html, which is for networks like those of MODEL cnn: {error}.")
     # The sums of the last layer for a pattern, before softmax: the page has to find the same ones.
     before_last = keras.Model(model.inputs[0], last.input)
     inputs = before_last(check_pattern(model.input_shape[1:]), training=False)
@@ -1578,7 +1589,7 @@ def write_page(model, class_names, about, title, folder):
                "expected": np.ravel(sums).tolist()}
     for name in ("white_on_black", "built_in", "ink_share", "widest"):
         content[name] = about[name]
-    # A browser ends the data at the first </script>, wherever it stands; with no < there is none.
+    # A browser ends the data at the first </script>, wherever it occurs; with no < there is none.
     text = json.dumps(content).replace("<", "\\u003c")
     path = folder / "try_it.html"
     path.write_text(PAGE.replace("@@THE TRAINED NETWORK@@", text), encoding="utf-8")
@@ -1590,13 +1601,13 @@ def write_page(model, class_names, about, title, folder):
 
 
 def write_phone_model(model, folder):
-    """Write model.tflite, the network in the format of LiteRT (once TensorFlow Lite).
+    """Write model.tflite, the network in the format of LiteRT (formerly TensorFlow Lite).
 
-    It takes raw pixels 0 to 255, (1, height, width, channels) float32, and gives (1, classes).
-    A failure is one sentence: it never ends the run.
+    It takes raw pixels 0 to 255, (1, height, width, channels) float32, and gives (1, classes). A
+    failure prints one sentence and never ends the run.
     """
     path = folder / "model.tflite"
-    # One image, not any number: phones ask for one.
+    # One image at a time: phones expect that.
     one_image = keras.InputSpec(shape=(1, *model.input_shape[1:]), dtype="float32")
     try:
         model.export(
@@ -1606,13 +1617,13 @@ def write_phone_model(model, folder):
                 "supported_types": [tf.float16],  # weights of 16 bits: half the file
                 "supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS],  # what every phone knows
             })
-    except Exception as error:  # the converter has many, and some of them fill a screen
+    except Exception as error:  # the converter raises many kinds; some fill a screen
         path.unlink(missing_ok=True)
         warn(f"There is no model.tflite: {' '.join(str(error).split())[:150]}.")
 
 
 # %% 11. Settings and results
-# Of each setting: its type; then, of a number, the smallest and the largest value, and of a word,
+# For each setting: its type; then, for a number, the smallest and the largest value or, for a word,
 # the choices, if they are few.
 RULES = {
     "DATASET": (str,), "IMAGE_SIZE": (int, 8, 512), "VALIDATION_SPLIT": (float, 0.001, 0.9),
@@ -1626,7 +1637,7 @@ RULES = {
     "FINE_TUNE": (int, 0, 100_000), "SEED": (int, 0, 2**32 - 1),
     "OUTPUT_DIR": (str,), "RESUME": (bool,), "PREDICT": (str,),
 }
-DECIDING = ["DATASET", "MODEL", "OPTIMIZER"]  # on the values of the other settings
+DECIDING = ["DATASET", "MODEL", "OPTIMIZER"]  # which values of the other settings count
 LISTS = ["FILTERS", "PREDICT"]  # these hold several values
 WITHOUT_EFFECT = ["OUTPUT_DIR", "RESUME", "PREDICT"]  # on what is learned
 NOT_OF_EVERY_RUN = ["predictions.png", "learned_features.png", "try_it.html", "model.tflite"]
@@ -1639,13 +1650,13 @@ plt.rcParams["font.family"] = [font for font in FONTS if font in installed]
 
 
 def stop(sentence):
-    """End the program with one sentence and exit status 2, the mark of wrong use."""
+    """End the program with one sentence and exit status 2, which means wrong use."""
     print("image_recognition_cnn.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     raise SystemExit(2)
 
 
 def warn(sentence):
-    """Say in one line what was skipped or may surprise; the program goes on."""
+    """Say in one line what was skipped or may be a surprise; the program goes on."""
     print("Warning:", " ".join(sentence.split()), file=sys.stderr, flush=True)
 
 
@@ -1656,7 +1667,7 @@ def first_few(names):
 
 
 def readable(name):
-    """Return a name as text that can be printed: a byte that is no UTF-8 as \\udce9, say."""
+    """Return a name as text that can be printed: a byte that is not UTF-8 as \\udce9, say."""
     return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -1669,8 +1680,8 @@ def read_settings(words=()):
     written = {name: globals()[name] for name in RULES}
     written.update(vars(flag_parser().parse_args(words)))
     dataset, model, optimizer = [checked(name, written[name]) for name in DECIDING]
-    # The cases of a dict(...), the most special one first. The name of an own folder is a case,
-    # too, but a folder that happens to be called mnist or sgd is not treated as these.
+    # The cases of a dict(...), the most specific one first. The name of your own folder is a case,
+    # too, but a folder that happens to be called mnist or sgd is not treated as one of these.
     cases = [optimizer, "cnn" if model == "cnn" else "pretrained"]
     title = data_title(dataset)
     if dataset in CLASS_NAMES or title not in [*CLASS_NAMES, "sgd", "pretrained", "others"]:
@@ -1692,7 +1703,7 @@ def read_settings(words=()):
 
 
 def flag_parser():
-    """Return the parser of the flags, one for each setting; its help is what stands behind #."""
+    """Return the parser of the flags, one for each setting; its help is the comment after #."""
     path = globals().get("__file__")  # in the cells of a notebook there is no file
     text = pathlib.Path(path).read_text(encoding="utf-8") if path else ""
     parser = argparse.ArgumentParser(
@@ -1720,7 +1731,7 @@ def checked(name, value):
         if fits and limits:
             fits = one in limits if kind is str else limits[0] <= one <= limits[1]
         if not fits:
-            takes = {str: "a text", bool: "True or False", int: "a whole number",
+            takes = {str: "a string", bool: "True or False", int: "a whole number",
                      float: "a number"}[kind]
             if kind is str and limits:
                 takes = " or ".join(limits)
@@ -1732,20 +1743,20 @@ def checked(name, value):
 
 
 def data_title(dataset):
-    """Return the short name of a data set, for titles and its folder: last of my/last.npz."""
+    """Return the short name of a data set, for titles and its folder: cats for my/cats.npz."""
     path = pathlib.Path(dataset)
     return readable(path.stem if path.suffix.lower() == ".npz" else path.resolve().name)
 
 
 def full_name(dataset):
-    """Return the full path of a data set, which no other has, or the name of a built-in one."""
+    """Return the full path of a data set, which is unique, or the name of a built-in one."""
     return dataset if dataset in CLASS_NAMES else readable(pathlib.Path(dataset).resolve())
 
 
 def from_keras(load, place, **options):
     """Return load(**options), for which Keras downloads a file once; stop if that fails.
 
-    place: of the file in Keras' folder, where a copy does as well.
+    place: where the file belongs in Keras' folder; a copy put there works, too.
     """
     socket.setdefaulttimeout(60)  # seconds; a dead connection would hold up the run for ever
     home = pathlib.Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
@@ -1764,7 +1775,7 @@ def results_folder(settings):
     with contextlib.suppress(OSError, ValueError):  # no earlier run
         owner = json.loads((folder / "model.json").read_text(encoding="utf-8"))["dataset"]
         if owner != full_name(settings.DATASET):
-            stop(f"{folder} belongs to another data set, {owner}: name that one, or another folder "
+            stop(f"{folder} belongs to another data set, {owner}: use that one, or another folder "
                  "with --output-dir.")
     return folder
 
@@ -1784,15 +1795,15 @@ def open_results_folder(settings, data_hash):
     if settings.RESUME:
         if not found:
             stop(f"--resume finds no unfinished run in {settings.OUTPUT_DIR} with these settings "
-                 "and this data: give the same flags as then, or leave --resume out.")
+                 "and this data: give the same flags as before, or leave --resume out.")
         return found[-1]  # the newest
     if found:
         print(f"{found[-1]} is an unfinished run with these settings and this data. This run "
-              "begins anew; --resume would go on with that one.")
+              "begins anew; --resume would continue that one.")
     remove_forgotten_runs(results.parent)
     results.parent.mkdir(parents=True, exist_ok=True)
     name = results.name + mark + time.strftime("%Y%m%d_%H%M%S_")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=results.parent))  # no other run's
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=results.parent))  # used by no other run
     atexit.register(remove_if_untrained, folder)
     return folder
 
@@ -1802,7 +1813,7 @@ def remove_forgotten_runs(output_dir):
     for folder in output_dir.glob("*.unfinished_*"):
         with contextlib.suppress(FileNotFoundError):  # another run has just finished
             if time.time() - folder.stat().st_mtime > 30 * 24 * 3600:  # seconds
-                print(f"Removed, as unfinished for 30 days: {folder}")
+                print(f"Removed, unfinished and untouched for 30 days: {folder}")
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -1813,23 +1824,23 @@ def remove_if_untrained(folder):
 
 
 def weights_file(model, folder, first_epoch):
-    """Return the file that keeps the weights of a training for RESUME.
+    """Return the file that keeps the weights of a training run for RESUME.
 
-    The hash in its name changes with any layer. (Names such as conv2d_3 count the layers that were
-    made before, so they are left out.)
+    The hash in its name changes with any layer. (Names such as conv2d_3 count the layers made
+    before, so these counts are left out.)
     """
     layers_of_model = re.sub(r"_\d+", "", str(model.get_config()))
     return folder / "resume" / f"from_epoch_{first_epoch}_{joblib.hash(layers_of_model)[:8]}.npz"
 
 
 def restore_weights(model, folder, settings, first_epoch, steps_per_epoch):
-    """Return the epoch to begin with: first_epoch or, with RESUME, the one after the last kept."""
+    """Return the epoch to begin with: first_epoch or, with RESUME, the first one not finished."""
     kept = weights_file(model, folder, first_epoch)
     of_this_training = list(kept.parent.glob(f"from_epoch_{first_epoch}_*"))
     if not settings.RESUME or not of_this_training:
         return first_epoch
     if kept not in of_this_training:
-        stop(f"--resume can't go on with {folder}: the layers of the network were changed since. "
+        stop(f"--resume can't continue {folder}: the layers of the network have been changed. "
              "Change them back, or leave --resume out.")
     model.optimizer.build(model.trainable_variables)
     variables = [*model.variables, *model.optimizer.variables]
@@ -1837,13 +1848,13 @@ def restore_weights(model, folder, settings, first_epoch, steps_per_epoch):
         with np.load(kept) as held:
             for variable, name in zip(variables, held.files, strict=True):
                 variable.assign(held[name])
-    except Exception as error:  # a broken file raises many kinds
+    except Exception as error:  # a broken file raises many kinds of error
         stop(f"--resume can't read {kept} ({str(error)[:200]}): leave --resume out.")
     return first_epoch + int(model.optimizer.iterations) // steps_per_epoch
 
 
 def after_each_epoch(model, folder, settings, first_epoch):
-    """Return what Keras shall do after each epoch: keep the table and the weights, draw curves."""
+    """Return what Keras should do after each epoch: keep the table and the weights, draw curves."""
     table = folder / "history.csv"
     kept = weights_file(model, folder, first_epoch)
     kept.parent.mkdir(exist_ok=True)
@@ -1853,21 +1864,21 @@ def after_each_epoch(model, folder, settings, first_epoch):
         ends.append(time.perf_counter())
         row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
                "seconds": round(ends[-1] - ends[-2], 2)}
-        # With RESUME an epoch may be done again: its old row, number `epoch`, is left out.
+        # With RESUME an epoch may be done again: its old row, at index `epoch`, is left out.
         earlier = pd.read_csv(table)[:epoch] if table.exists() else None
         history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
-        # Written under another name, then moved: so a file is whole, whenever a run is cut off.
+        # Written under another name, then moved: so the file is whole whenever a run is cut off.
         history.to_csv(kept.parent / "new.csv", index=False)
         (kept.parent / "new.csv").replace(table)
         # The optimizer's sums of gradients are kept as well: with them, the next step is the same.
         np.savez(kept.parent / "new.npz", *model.variables, *model.optimizer.variables)
         (kept.parent / "new.npz").replace(kept)
-        if row["seconds"] > 10:  # drawing takes about one
+        if row["seconds"] > 10:  # drawing takes about one second
             draw_curves(history, data_title(settings.DATASET), folder)
             plt.close()
-            print(f"Look at it while it runs: {folder / 'accuracy_loss_curves.png'}", flush=True)
+            print(f"The curves so far: {folder / 'accuracy_loss_curves.png'}", flush=True)
 
-    # The second one ends the training when the loss is NaN (not a number).
+    # The second callback ends the training when the loss is NaN (not a number).
     return [callbacks.LambdaCallback(on_epoch_end=keep), callbacks.TerminateOnNaN()]
 
 
@@ -1878,7 +1889,7 @@ def read_history(folder, settings):
         stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
     history = pd.read_csv(table)
     if not np.isfinite(history["loss"].iloc[-1]):
-        table.unlink()  # RESUME shall not go on with this
+        table.unlink()  # RESUME must not continue this
         stop(f"The loss became NaN (not a number), as the steps were too large: try "
              f"--learning-rate {settings.LEARNING_RATE / 10:g}.")
     return history
@@ -1902,9 +1913,9 @@ def one_at_a_time(lock):
 def publish_results(folder, settings, results, history):
     """Write metrics.json, and move all files to their place; return what metrics.json holds.
 
-    Files of the user's stay there. One file after the other is moved, which needs no room on the
-    disk, so none is cut short. The unfinished run can be resumed until the last one is there:
-    model.json, so that no network stands beside the class names of another one.
+    The user's own files stay there. Files are moved one by one, which needs no room on the disk, so
+    none is cut short. The run can be resumed until history.csv, the last but one, is moved.
+    model.json comes last, so that no network is left beside the class names of another one.
     """
     metrics = {**results, "epochs_trained": len(history),
                "training_seconds": round(float(history["seconds"].sum()), 1),
@@ -1920,7 +1931,8 @@ def publish_results(folder, settings, results, history):
         for name in [*sorted(set(names) - set(last)), *last]:
             (folder / name).replace(place / name)
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"In {place.resolve()}: {', '.join(sorted(path.name for path in place.iterdir()))}")
+    names = sorted(path.name for path in place.iterdir())
+    print(f"Results in {place.resolve()}: {', '.join(names)}")
     return metrics
 
 
@@ -1938,13 +1950,13 @@ def record_experiment(settings, metrics, data_hash):
             rows.to_csv(path.with_suffix(".new"), index=False)
             path.with_suffix(".new").replace(path)  # one move: the table is never half written
     except OSError as error:
-        warn(f"{path} lacks this run ({error}): does another program show it? The figures are in "
-             "metrics.json.")
+        warn(f"{path} could not take this run ({error}): is it open in another program? The values "
+             "are in metrics.json.")
     print_experiments(rows)
 
 
 def read_experiments(path):
-    """Return the rows of experiments.csv, all as texts; set a file aside that is no such table."""
+    """Return the rows of experiments.csv, as strings; set aside a file that is not such a table."""
     if not path.exists():
         return None
     try:
@@ -1955,8 +1967,8 @@ def read_experiments(path):
         pass
     aside = path.with_name(time.strftime("experiments_set_aside_%Y%m%d_%H%M%S.csv"))
     path.replace(aside)
-    warn(f"{path} is no longer the table that this program wrote, so it is {aside} now, and a new "
-         "one begins.")
+    warn(f"{path} is no longer the table that this program wrote, so it was renamed {aside}, and a "
+         "new one is begun.")
     return None
 
 
@@ -1969,26 +1981,26 @@ def print_experiments(rows):
     changed = [name for name in [*RULES, "epochs_trained"]
                if name in shown and shown[name].nunique() > 1]
     table = shown[["TIME", *changed]].copy()
-    number = int(rows["validation_images"].iloc[-1])
+    count = int(rows["validation_images"].iloc[-1])
     for i in shown.index:
-        low, high = interval_of(round(accuracies[i] * number), number)
+        low, high = interval_of(round(accuracies[i] * count), count)
         table.loc[i, "validation"] = f"{accuracies[i]:.1%}"
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
         table.loc[i, ""] = "best" if i == best else ""
-    print(f"Runs on these images: {len(same_data)}. The last ones and the best one, by the "
-          "validation images. Another --seed alone changes the figures, too:\n"
+    print(f"Runs on these images: {len(same_data)}. The latest ones, and the one with the best "
+          "validation accuracy. Another --seed alone changes the results, too:\n"
           f"{table.to_string(index=False)}")
 
 
-# %% References: the papers that are named as (author, year)
-# Chollet 2020, Transfer learning and fine-tuning, keras.io. Goyal et al. 2017, Accurate, Large
-# Minibatch SGD, arXiv:1706.02677. He et al. 2015, ResNet, arXiv:1512.03385. Ioffe and Szegedy 2015,
-# Batch Normalization, arXiv:1502.03167. Jordan 2024, 94 % on CIFAR-10 in 3.29 Seconds,
-# arXiv:2404.00498. Kingma and Ba 2015, Adam, arXiv:1412.6980. Loshchilov and Hutter 2017, SGDR,
-# arXiv:1608.03983; 2019, Decoupled Weight Decay Regularization, arXiv:1711.05101. Page 2019, How to
-# Train Your ResNet. Sandler et al. 2018, MobileNetV2, arXiv:1801.04381. Simonyan and Zisserman
-# 2014, VGG, arXiv:1409.1556. Wilson 1927, Probable Inference, the Law of Succession, and
-# Statistical Inference. Zeiler and Fergus 2014, Visualizing CNNs, arXiv:1311.2901.
+# %% References: the papers cited as (author, year) Chollet 2020, Transfer learning and fine-tuning,
+# keras.io. Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677. He et al. 2015,
+# ResNet, arXiv:1512.03385. Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167. Jordan
+# 2024, 94 % on CIFAR-10 in 3.29 Seconds, arXiv:2404.00498. Kingma and Ba 2015, Adam,
+# arXiv:1412.6980. Loshchilov and Hutter 2017, SGDR, arXiv:1608.03983; 2019, Decoupled Weight Decay
+# Regularization, arXiv:1711.05101. Page 2019, How to Train Your ResNet. Sandler et al. 2018,
+# MobileNetV2, arXiv:1801.04381. Simonyan and Zisserman 2014, VGG, arXiv:1409.1556. Wilson 1927,
+# Probable Inference, the Law of Succession, and Statistical Inference. Zeiler and Fergus 2014,
+# Visualizing CNNs, arXiv:1311.2901.
 
 
 # %% The page of chapter 10: first the network as plain loops, then pictures, then the answer
@@ -2019,8 +2031,9 @@ PAGE = r"""<!doctype html><html lang="en">
   details canvas { width: min(11%, 4rem); margin: 1px; }
 </style>
 <main>
-  <header><h1 id="title"></h1><p id="about"></p><p id="alarm" role="alert" hidden>This page computes
-    something else than the network that was trained: do not trust its answers.</p></header>
+  <header><h1 id="title"></h1><p id="about"></p><p id="alarm" role="alert"
+    hidden>This page does not compute what the trained network computes: do not trust its
+    answers.</p></header>
   <section class="card" aria-label="Picture">
     <canvas id="pad" role="img" aria-label="The picture"></canvas>
     <button id="clear" onclick="clearPad()">Clear</button>
@@ -2035,7 +2048,7 @@ PAGE = r"""<!doctype html><html lang="en">
     <ul id="bars" aria-label="The likeliest classes"></ul><p id="spoken" role="status"></p>
   </section>
   <details class="card" id="inside" ontoggle="look()"><summary>Look inside the network</summary>
-    <p>Each tile is the map of one filter: bright where the filter answers strongly.</p>
+    <p>Each tile is the map of one filter: bright where the filter responds strongly.</p>
     <div id="stages"></div></details>
 </main>
 <script type="application/json" id="data">@@THE TRAINED NETWORK@@</script>
@@ -2073,7 +2086,7 @@ function convolution(x, {shape: [rows, columns, channels, filters], weights, sam
         const pixel = x[row + i - above]?.[column + j - left] ?? [];  // outside: empty
         for (let k = 0; k < pixel.length; k++) {
           const value = pixel[k];
-          if (value === 0) continue;  // nothing to add, as often after a ReLU
+          if (value === 0) continue;  // nothing to add, which is common after ReLU
           const start = ((i * columns + j) * channels + k) * filters;
           for (let f = 0; f < filters; f++) sums[f] += value * weights[start + f];
         }
@@ -2098,9 +2111,9 @@ const scale = (x, {shape: [channels], weights}) => change(x, (pixel) => pixel.ma
   (value, k) => value * weights[k] + weights[channels + k]));
 // ReLU: what is below 0 becomes 0. Without it, many layers could do little more than one.
 const relu = (x) => change(x, (pixel) => pixel.map((value) => Math.max(0, value)));
-// Softmax: any numbers become probabilities, all above 0 and together 1; larger stays larger.
+// Softmax: any numbers become probabilities, all above 0 and adding up to 1; larger stays larger.
 const softmax = (x) => change(x, (pixel) => {
-  const most = largest(pixel);  // taken away first, or exp could become infinite
+  const most = largest(pixel);  // subtracted first, or exp could become infinite
   const powers = pixel.map((value) => Math.exp(value - most));
   return powers.map((power) => power / sum(powers));
 });
@@ -2135,7 +2148,7 @@ function quantile(numbers, share) {
   return sorted[Math.floor(share * (sorted.length - 1))];
 }
 
-// A canvas, brought to another size, as maps: grey, or red, green and blue.
+// A canvas, scaled to another size, as maps: grey, or red, green and blue.
 function read(canvas, height, width) {
   const copy = new OffscreenCanvas(width, height).getContext("2d", {willReadFrequently: true});
   copy.drawImage(canvas, 0, 0, width, height);
@@ -2196,8 +2209,8 @@ function findInk(copy) {
   return change(contrast, (value) => [255 * clip(value / (-dark > light ? dark : light), 1)]);
 }
 
-// The image for the network (null: there is nothing to see), and what is to be said of it: of a
-// photo the middle; of a drawing the ink, white on black, as large as in training.
+// The image for the network (null: there is nothing to see), and a remark about it. From a photo,
+// the middle; from a drawing, the ink, white on black, as large as in training.
 function prepare() {
   if (onPad === "nothing") return [null, ""];
   const smaller = Math.min(1, SIDE / Math.max(pad.width, pad.height));
@@ -2214,20 +2227,20 @@ function prepare() {
     ? ", but wider than the training images (is it one drawing?)" : "";
   const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
   const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
-  const white = Math.max(1, quantile(image, 0.97));  // made small, a thin line is pale
+  const white = Math.max(1, quantile(image, 0.97));  // a thin line turns pale when it shrinks
   return [change(image, ([value]) => [255 * clip(value / white, 1)]), remark];
 }
 
 // ---------- Where pictures come from: pen, file, camera ----------
 const pad = element("pad");  // shows the drawing, the picture or what the camera sees
 const pen = pad.getContext("2d", {alpha: false});  // empty, it is black
-const SIDE = Math.max(100, 2 * HEIGHT, 2 * WIDTH);  // of what is looked at: enough, and quick
+const SIDE = Math.max(100, 2 * HEIGHT, 2 * WIDTH);  // of the copy to examine: sharp enough, quick
 const START = `${data.white_on_black ? "Draw, or take" : "Choose, drop, paste or take"} a picture.`;
 let onPad = "nothing";  // or "drawing", or "picture"
 let stream = null;  // of the running camera
 let last = null;  // where the pen was, while it draws
 let waiting = 0;  // for the pen to rest, then for the network
-let hearing = 0;  // a screen reader hears the answer when it has rested for a second
+let hearing = 0;  // a timer: the answer is spoken once unchanged for a second
 
 function clearPad(sentence = START) {
   if (stream) for (const track of stream.getTracks()) track.stop();
@@ -2263,7 +2276,7 @@ async function startCamera() {
     const found = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment"}});
     clearPad("");
     stream = found;
-    stream.getTracks()[0].onended = () => clearPad("The camera was taken away.");
+    stream.getTracks()[0].onended = () => clearPad("The camera was disconnected.");
     const video = Object.assign(make("video"), {muted: true, playsInline: true, srcObject: found});
     await video.play();
     while (stream === found) {
@@ -2271,7 +2284,7 @@ async function startCamera() {
       await new Promise((done) => setTimeout(done, 100));
     }
   } catch (error) {
-    clearPad(`No camera (${error.name}): refused, absent, in use, or a page without https.`);
+    clearPad(`No camera (${error.name}): refused, missing, in use, or no https.`);
   }
 }
 
@@ -2301,8 +2314,8 @@ document.onpaste = (event) => openPicture(event, event.clipboardData);
 document.ondrop = (event) => openPicture(event, event.dataTransfer);
 document.ondragover = (event) => event.preventDefault();
 
-// ---------- The answer ----------
-// First the preparation; the network a moment later, so that the pen does not wait for both.
+// ---------- The answer ---------- The image is prepared first, the network runs a moment later:
+// the pen does not wait for both.
 function look() {
   const [image, remark] = prepare();
   paint(element("seen"), image ?? makeMaps(HEIGHT, WIDTH, () => [0]));
@@ -2341,7 +2354,7 @@ function paint(canvas, maps) {
   return canvas;
 }
 
-// Up to 64 maps of a stage, each as a tile: the root makes small numbers visible.
+// Up to 64 maps of a stage, each as a tile: the square root makes small numbers visible.
 function drawStage(x) {
   const most = Math.max(1e-9, largest(x.flat().map(largest)));
   const tiles = range(Math.min(64, x[0][0].length)).map(
@@ -2364,12 +2377,13 @@ clearPad();
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # "?" for what the console can't print
-    # In the cells of a notebook, the words are its kernel's, not ours.
+    # In the cells of a notebook, the command line is its kernel's, not ours.
     is_ours = pathlib.Path(sys.argv[0]).name == pathlib.Path(globals().get("__file__", "-")).name
     try:
         main(sys.argv[1:] if is_ours else [])
     except KeyboardInterrupt:
-        stop("ended by Ctrl-C. After a finished epoch, the same command with --resume goes on.")
+        stop("ended by Ctrl-C. If an epoch was finished, the same command with --resume continues.")
     except OSError as error:
-        stop(f"{error}. Is there room on the disk, may you write there, or does another program "
-             "show the file? After a finished epoch, the same command with --resume goes on.")
+        stop(f"{error}. Is there room on the disk, do you have write permission, or is the file "
+             "open in another program? If an epoch was finished, the same command with --resume "
+             "continues.")
