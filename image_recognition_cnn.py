@@ -1145,7 +1145,8 @@ def read_npz(path):
         held = np.load(path)  # takes no pickles, which could run any code of their author's
         for part in [part for part in PARTS if f"x_{part}" in held or part == "train"]:
             x = held[f"x_{part}"]
-            images = x.reshape(*x.shape[:3], -1).astype("uint8")
+            with np.errstate(invalid="ignore"):  # no warning of NumPy's: see below
+                images = x.reshape(*x.shape[:3], -1).astype("uint8")
             labels = held[f"y_{part}"].ravel().astype(str)
             labels = np.array([in_one_form(label) for label in labels])
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])

@@ -227,7 +227,7 @@ def test_a_block_takes_maps_of_4x4_but_no_smaller_ones(settings, capsys):
     model = script.build_cnn(noise(20, 8, 8, 1), 10, found)  # 8x8, 4x4, 2x2
     assert model.get_layer("block_2").output.shape[1:] == (2, 2, 4)
     found.FILTERS = [4, 4, 4]
-    with one_sentence(capsys, "block_3", "[4, 4, 4]", "2x2 pixels", "fewer filters"):
+    with one_sentence(capsys, "block_3", "[4, 4, 4]", "2x2 pixels", "fewer blocks"):
         script.build_cnn(noise(20, 8, 8, 1), 10, found)
 
 

@@ -110,7 +110,7 @@ def test_what_is_left_out_is_named(settings, capsys):
     warnings = capsys.readouterr().err.splitlines()
     said = "\n".join(warnings)
     assert "left out: 7 (data/loose.png, data/red/inner/deep/0.png" in said
-    assert "empty or texts: 9 (data/blue/empty.png" in said and said.count("text") < 7
+    assert "empty or text files: 9 (data/blue/empty.png" in said and said.count("text") < 7
     assert "cut.png" in said and "save them with 8 bits: 1 (data/blue/deep.png" in said
     assert len(warnings) == 4
 
@@ -146,7 +146,7 @@ def test_a_part_is_named_by_a_whole_word(name, part):
 def test_pictures_below_the_class_folders_are_found_by_name(settings, capsys):
     fill("deep/trains", ["images"])
     fill("deep/cars", ["images"])
-    with one_sentence(capsys, "Files lie in: 2 (deep/cars/images, deep/trains/images)"):
+    with one_sentence(capsys, "Files were found in: 2 (deep/cars/images, deep/trains/images)"):
         load(settings, "deep")
 
 
@@ -154,7 +154,7 @@ def test_an_empty_class_is_named(settings, capsys):
     fill("data", ["red", "green"])
     os.mkdir("data/blue")
     assert load(settings, "data")[3] == ["green", "red"]
-    assert "without pictures that can be read: 1 (data/blue)" in capsys.readouterr().err
+    assert "do not become classes: 1 (data/blue)" in capsys.readouterr().err
 
 
 def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
@@ -166,7 +166,7 @@ def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
     load(settings, "data")
     said = capsys.readouterr().err
     assert "HEIC files that Pillow can't read: save them as JPEG or PNG: 6 (data/blue/0.jpg" in said
-    assert "without pictures that can be read: 1 (data/blue)" in said
+    assert "do not become classes: 1 (data/blue)" in said
 
 
 def test_other_files_are_told_by_their_ending_or_by_pillows_reason(settings, capsys, tmp_path):
@@ -218,7 +218,7 @@ def test_too_many_pixels_are_refused_before_reading(settings, capsys, monkeypatc
     settings_of = {size: settings(DATASET="data", IMAGE_SIZE=size) for size in (20, 21)}
     script.load_data(settings_of[20])
     monkeypatch.setattr(script, "read_pictures", None)  # would be a TypeError
-    with one_sentence(capsys, "24 pictures of 21x21 pixels", "take --image-size 20 or less"):
+    with one_sentence(capsys, "24 pictures of 21x21 pixels", "use --image-size 20 or less"):
         script.load_data(settings_of[21])
 
 
@@ -302,7 +302,7 @@ def test_a_few_coloured_pictures_in_a_grey_set_are_named(settings, capsys):
     *parts, _ = load(settings, "data")
     assert parts[0][0].shape[3] == 3
     said = capsys.readouterr().err
-    assert "few training images of data have colours: 1 (disc/disc_0.jpg)" in said
+    assert "few training images of data are in colour: 1 (disc/disc_0.jpg)" in said
 
 
 def test_the_results_may_not_lie_in_the_data_set(settings, capsys):
@@ -357,8 +357,8 @@ def test_forms_of_one_picture(tmp_path):
 @pytest.mark.parametrize("dataset, words", [
     ("one", ["1 classes"]), ("few", ["7 (a, b, c, d, e ...)", "fewer than 3"]),
     ("unknown", ["1 (blue)", "fewer than 3"]), ("shade", ["100% of the train images", "one shade"]),
-    ("empty", ["there are no pictures"]), ("table.csv", ["is none of these", "npz"]),
-    ("https://example.org/x.zip", ["is not there"])])
+    ("empty", ["there are no pictures"]), ("table.csv", ["is of another kind", "npz"]),
+    ("https://example.org/x.zip", ["does not exist"])])
 def test_what_can_not_be_learned(settings, capsys, dataset, words):
     fill("one", ["red"])
     fill("few", "abcdefg", 2)
@@ -386,7 +386,7 @@ def test_a_part_without_pictures(settings, capsys):
     assert "there are no pictures that can be read in data/test/CLASS/" in capsys.readouterr().err
     picture("red", 9).save("data/test/red/1.png")
     load(settings, "data")
-    assert "the test part of data has no images of 2 (blue, green)" in capsys.readouterr().err
+    assert "the test part of data lacks images of some classes: 2 (blue, green)" in capsys.readouterr().err
 
 
 def test_copies_are_named(settings, capsys):
@@ -440,10 +440,10 @@ def test_npz_files_that_hold_something_else(settings, capsys, changes):
     if "X" in changes:
         del arrays["x_train"]
     np.savez("made.npz", **arrays)
-    with one_sentence(capsys, "made.npz holds something else", "It takes x_train and y_train"):
+    with one_sentence(capsys, "made.npz does not hold what is needed", "x_train and y_train, optionally"):
         load(settings, "made.npz")
     pathlib.Path("made.npz").write_text("no zip")
-    with one_sentence(capsys, "made.npz holds something else", "It takes x_train"):
+    with one_sentence(capsys, "made.npz does not hold what is needed", "x_train and y_train"):
         load(settings, "made.npz")
 
 

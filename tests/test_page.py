@@ -351,7 +351,7 @@ def test_a_camera_is_looked_at_until_it_is_taken_away(opened, digits):
     page.click("#camera")
     page.wait_for_function("stream !== null && onPad === 'picture'")
     page.evaluate("stream.getTracks()[0].dispatchEvent(new Event('ended'))")
-    assert "taken away" in page.inner_text("#message") and page.inner_text("#answer") == "–"
+    assert "disconnected" in page.inner_text("#message") and page.inner_text("#answer") == "–"
 
 
 def test_a_refused_camera_gets_a_sentence(opened, digits):

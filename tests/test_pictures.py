@@ -222,7 +222,7 @@ def test_the_colours_are_shares_of_the_row(pictures, tmp_path):
 def test_the_title_names_the_commonest_mistake(pictures, tmp_path):
     title = drawn_matrix(pictures, tmp_path, COUNTS, ["a\nb", "c", "d"]).get_title()
     assert "71.43% of 21 test images" in title
-    assert title.endswith("a b taken for c, 3 of 9 times")
+    assert title.endswith("a b mistaken for c, 3 of 9 times")
 
 
 def test_without_a_mistake_the_title_says_so(pictures, tmp_path):

@@ -112,7 +112,7 @@ def test_resume_with_other_data_is_one_sentence(cut_off, quick, capsys, monkeypa
 def test_resume_with_a_changed_layer_is_one_sentence(cut_off, quick, capsys, monkeypatch):
     unfinished = cut_off(EPOCHS=1)
     monkeypatch.setattr(script, "build_cnn", lambda *_: small_network(width=9))
-    with one_sentence(capsys, str(unfinished), "layers of the network were changed"):
+    with one_sentence(capsys, str(unfinished), "layers of the network have been changed"):
         quick(EPOCHS=1, RESUME=True)
 
 
@@ -587,7 +587,7 @@ def test_a_table_that_can_not_be_written_is_a_warning(quick, monkeypatch, capsys
     monkeypatch.setattr(pd.DataFrame, "to_csv", refuse)
     _, _, metrics = quick(EPOCHS=1, SEED=1)
     said = capsys.readouterr()
-    assert "Warning: outputs/experiments.csv lacks this run" in said.err
+    assert "Warning: outputs/experiments.csv could not take this run" in said.err
     assert "Permission denied" in said.err and "metrics.json" in said.err
     assert json.loads((RESULTS / "metrics.json").read_text())["settings"]["SEED"] == 1
     assert TABLE.read_bytes() == before and not list(OUTPUTS.glob("*.lock"))

@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_where_it_was(killed, run, no_pictures, capsys):
 def test_an_output_dir_that_cannot_be_written_is_one_sentence(settings, monkeypatch, capsys):
     open("a_file", "w").close()
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output-dir", "a_file"])
-    with one_sentence(capsys, "a_file", "may you write there"):
+    with one_sentence(capsys, "a_file", "do you have write permission"):
         runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

@@ -83,7 +83,7 @@ def test_the_limits_are_allowed_and_what_lies_beyond_is_not(settings, capsys, na
     (dict(EPOCHS="x"), ["EPOCHS can't be 'x'", "a whole number from 1 to 100000"]),
     (dict(DROPOUT="x"), ["DROPOUT", "a number from 0 to 0.99"]),
     (dict(MIRROR="x"), ["MIRROR", "True or False"]),
-    (dict(OUTPUT_DIR=3), ["OUTPUT_DIR", "a text"]),
+    (dict(OUTPUT_DIR=3), ["OUTPUT_DIR", "a string"]),
     (dict(SCHEDULE="x"), ["SCHEDULE", "cosine or constant"]),
     (dict(EPOCHS=dict(mnist=4)), ["EPOCHS has no value for digits", "others="])], ids=str)
 def test_the_sentence_says_what_a_setting_takes(settings, capsys, written, words):
