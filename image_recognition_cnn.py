@@ -98,6 +98,7 @@ PREDICT = []  # pictures to classify with the network of an earlier run, instead
 def main(words=()):
     """Train a network, test it, and draw what came out. words: the flags (see read_settings)."""
     settings = read_settings(words)  # the block above, changed by flags (chapter 11)
+    plt.close("all")  # the figures of an earlier run in the same notebook
     keras.utils.set_random_seed(settings.SEED)  # the random numbers of Python, NumPy, TensorFlow
     if settings.PREDICT:
         return predict_pictures(settings)  # with the network of an earlier run (chapter 9)
@@ -138,6 +139,7 @@ def main(words=()):
     write_phone_model(model, folder)
     metrics = publish_results(folder, settings, results, history)  # chapter 11
     record_experiment(settings, metrics, data_hash)
+    shutil.rmtree(folder, ignore_errors=True)  # what --resume would have needed
     return model, history, metrics
 
 
@@ -199,7 +201,7 @@ def split(part, share):
     The split is the same in every run, whatever SEED is, so that two runs can be compared.
     """
     labels = part[1]
-    count = max(round(share * len(labels)), len(np.unique(labels)))  # at least one of each class
+    count = max(round(share * len(labels)), len(np.unique(labels)))  # as many as classes, or more
     try:
         pieces = train_test_split(*part, test_size=count, stratify=labels, random_state=0)
     except ValueError as error:
@@ -301,20 +303,21 @@ def draw_grid(figure, images, texts, columns):
 #     0 3 9     -1 0 1     4 + 9 + 8 - 0 - 0 - 0 = 21 (the middle column has weight 0)
 #     0 2 8     -1 0 1
 # In 8x8 pixels there are 6x6 such patches. Their 36 sums are the filter's map of the image, and the
-# whole operation is called a convolution. A large sum says that the patch is like the filter:
-# darker on the left, brighter on the right, so a stroke begins here. ReLU turns sums below 0 into
-# 0. How a filter is learned. The weights of a network are not chosen by hand like these. They begin
-# as random numbers, and the training changes them, a little in each step. What a filter responds to
-# is a result of training: nobody has decided it. Below, nine random weights are trained to make the
-# map above. The learner is given the image and the 36 wanted sums, never the filter, and after 100
-# steps it has nearly the filter's weights. What training makes small is the loss, one number that
-# says how wrong the answers are. The gradient says, for each weight, how fast the loss grows if
-# this weight grows. If the gradient is above 0, a smaller weight is better; if it is below 0, a
-# larger one. So each step goes against the gradient. In the first step, the gradient of the first
-# weight is 79.7, and the rate, the size of the steps, is 0.005: the weight becomes 0.126 - 0.005 *
-# 79.7 = -0.27. The other eight are changed in the same way, and the loss falls from 299 to 132.
-# (This is called gradient descent.) Try: write rate=0.01 below and run again. What does the loss in
-# one_filter.png do now, and why?
+# whole operation is called a convolution. Among patches of the same brightness, a large sum says
+# that the patch is like the filter: darker on the left, brighter on the right, so a stroke begins
+# here. ReLU turns sums below 0 into 0. How a filter is learned. The weights of a network are not
+# chosen by hand like these. They begin as random numbers, and the training changes them, a little
+# in each step. What a filter responds to is a result of training: nobody has decided it. Below,
+# nine random weights are trained to make the map above. The learner is given the image and the 36
+# wanted sums, never the filter, and after 100 steps it has nearly the filter's weights. What
+# training makes small is the loss, one number that says how wrong the answers are. The gradient
+# says, for each weight, how fast the loss grows if this weight grows. If the gradient is above 0, a
+# smaller weight is better; if it is below 0, a larger one. So each step goes against the gradient.
+# In the first step, the gradient of the first weight is 79.7, and the rate, the factor that makes a
+# step large or small, is 0.005: the weight becomes 0.126 - 0.005 * 79.7 = -0.27. The other eight
+# are changed in the same way, and the loss falls from 299 to 132. (This is called gradient
+# descent.) Try: write rate=0.01 below and run again. What does the loss in one_filter.png do now,
+# and why?
 def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
     """Learn the nine weights of a filter; return (weights, loss) of each step, from step 0 on.
 
@@ -340,8 +343,8 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #   weights for each channel that comes in, and adds up all products; then one more weight is added,
 #   the bias. Why filters? The same few weights serve all places, so a stroke is recognized wherever
 #   it is. If each pixel had weights of its own, each place would have to learn the stroke anew.
-# - ReLU comes between the layers: without it, many layers could do no more than one, as sums of
-#   sums are only sums.
+# - ReLU comes between the layers: without it, several convolutions or dense layers, one after
+#   another, could do no more than one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
 #   half as high and half as wide, and a pattern may lie a pixel further left or right without
 #   changing much.
@@ -454,8 +457,8 @@ def build_cnn(x_train, num_classes, settings):
     model.add(keras.Input(x_train.shape[1:]))  # (8, 8, 1)
     for layer in augmentation_layers(x_train.shape[1:], settings):
         model.add(layer)  # (8, 8, 1), only in training
-    # (pixel - mean) / standard deviation, for each channel: so one step size suits dark and bright
-    # images. As a layer of the model it can't be forgotten: the model takes raw pixels.
+    # (pixel - mean) / standard deviation, for each channel: so one rate suits dark and bright sets
+    # of images. As a layer of the model it can't be forgotten: the model takes raw pixels.
     normalization = layers.Normalization()
     normalization.adapt(every_kth(x_train, 10_000_000))  # measures mean and standard deviation
     model.add(normalization)  # (8, 8, 1)
@@ -476,7 +479,8 @@ def build_cnn(x_train, num_classes, settings):
     if settings.DENSE_UNITS > 0:
         model.add(layers.Dense(settings.DENSE_UNITS, activation="relu"))  # (128,)
     # Dropout sets a share of the numbers to 0 in each step, at random, so that the answer can't
-    # rely on any single one. During a test nothing is left out.
+    # rely on any single one. The others are made larger to make up for it. During a test nothing is
+    # left out.
     model.add(layers.Dropout(settings.DROPOUT))  # (128,), only in training
     model.add(layers.Dense(num_classes, activation="softmax"))  # (10,)
     if settings.IDENTITY_START:
@@ -515,9 +519,9 @@ def whitening_layer(images):
 
     On a first reading, read the why and skip the how. Neighbouring pixels are nearly equal, so most
     of what a first layer sees is repetition. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated (none says what another has said) and have a standard deviation of 1. With
-    inputs of equal spread, one step size suits all weights (Page, 2019; Jordan, 2024). Each filter
-    occurs twice, once negated, because ReLU removes what is below 0.
+    that are uncorrelated (none says what another has said) and have a standard deviation of about 1
+    (before ReLU). With inputs of equal spread, one rate suits all weights (Page, 2019; Jordan,
+    2024). Each filter occurs twice, once negated, because ReLU removes what is below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
@@ -546,11 +550,12 @@ def add_block(model, filters, name, settings):
     the places (Jordan, 2024): on cifar10, the network needs only half as many multiplications.
     Batch normalization: whenever the weights of a convolution change, so does the spread of its
     sums, and the next layers would have to adapt. So each map has its mean subtracted, and is
-    divided by its standard deviation, both taken over the batch; then a learned scale (gamma) and
-    offset (beta) give it the spread that the next layer needs. That allows larger steps (Ioffe and
-    Szegedy, 2015). During a test an answer must not depend on the other images, so there the layer
-    uses averages over the last batches of the training. (Keras' momentum=0.6 says how slowly these
-    averages move: at each step, 60 % of the old average is kept.)
+    divided by its standard deviation, both taken over the images of the batch and all places; then
+    a learned scale (gamma) and offset (beta) give it the spread that the next layer needs. That
+    allows larger steps (Ioffe and Szegedy, 2015; why it does is still debated). During a test an
+    answer must not depend on the other images, so there the layer uses averages over the last
+    batches of the training. (Keras' momentum=0.6 says how slowly these averages move: at each step,
+    60 % of the old average is kept.)
     """
     height, width = model.output_shape[1:3]
     if min(height, width) < 4:  # 3x3 becomes 1x1, where eight of nine weights would see nothing
@@ -573,9 +578,10 @@ def add_block(model, filters, name, settings):
 def start_as_identity(model):
     """Make the first filters of each convolution copy one input map each, not start at random.
 
-    The network then begins by passing its input on through the blocks (apart from ReLU and
-    pooling), and learns what to change (Jordan, 2024). Filters beyond the number of input maps stay
-    random: in the first convolution on digits, 56 of 64, as only 8 maps come in.
+    The network then begins by passing its input on through the blocks (apart from ReLU and pooling,
+    and as far as there are filters), and learns what to change (Jordan, 2024). Filters beyond the
+    number of input maps stay random: in the first convolution on digits, 56 of 64, as only 8 maps
+    come in.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -664,7 +670,7 @@ def batches(images, labels, num_classes, settings, shuffled=False):
 
 
 def learning_rate_schedule(steps, settings):
-    """Return the learning rate, the size of the steps: a number, or a function of the steps done.
+    """Return the learning rate, which makes steps large or small: a number, or a function of steps.
 
     "cosine": it rises over the first fifth of the steps, as large steps right away could throw off
     a network whose weights are still random (warm-up; Goyal et al., 2017). LEARNING_RATE is the
@@ -689,10 +695,11 @@ def make_optimizer(learning_rate, settings):
     less and less, so that the randomness of single batches averages out. (nesterov: a variant of
     it.) Adam does the same, and divides by the usual size of each weight's gradients. Take one
     weight with gradients around 100, and one with gradients around 0.01: with a rate of 0.004,
-    plain SGD moves them by 0.4 and 0.00004, Adam moves both by about 0.004. So Adam needs other
-    rates than SGD. Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY *
-    rate: 0.25 * 0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a
-    step of the same size changes them. (It is not part of the loss: Loshchilov and Hutter, 2019.)
+    plain SGD moves them by 0.4 and 0.00004, Adam moves both alike, by at most about 0.004. So Adam
+    needs other rates than SGD. Weight decay: in each step each weight also loses a small share,
+    WEIGHT_DECAY * rate: 0.25 * 0.004 = 0.1 %. Without it the weights grow, and the larger they are,
+    the less a step of the same size changes them. (It is not part of the loss: Loshchilov and
+    Hutter, 2019.)
     """
     if settings.OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=settings.WEIGHT_DECAY)
@@ -717,7 +724,7 @@ def make_optimizer(learning_rate, settings):
 #     + weight decay                                  78.3 %   +1.1 ?
 #     + global pooling in place of the dense layer    78.0 %   -0.3 ?
 # (Measured with: python tests/experiments.py staircase. Gains were computed before rounding. The
-# last trick gains nothing here; in 10 epochs it did better.)
+# last trick gains nothing here, but saves many weights.)
 
 
 # %% 6. Test: how good is it on images that it has never seen? Try: --seed 1, then 2. How far do
@@ -775,8 +782,9 @@ def report(results, probabilities, y_test, class_names, folder):
     low, high = results["test_accuracy_interval"]
     print(f"\nTest accuracy {results['test_accuracy']:.2%} on {len(y_test)} images "
           f"(95 % interval {low:.2%} to {high:.2%}), loss {results['test_loss']:.4f}")
-    is_far = abs(results["mean_confidence"] - results["test_accuracy"]) > 0.05
-    print(f"On average, the network was {results['mean_confidence']:.1%} sure; "
+    confidence = results["mean_confidence"]
+    is_far = abs(confidence - results["test_accuracy"]) > 0.05 and not low <= confidence <= high
+    print(f"On average, the network was {confidence:.1%} sure; "
           f"{results['test_accuracy']:.1%} of its answers were right."
           f"{' These are far apart: do not trust its percentages.' if is_far else ''}")
     scores = classification_report(y_test, probabilities.argmax(axis=1), digits=4, zero_division=0,
@@ -810,7 +818,7 @@ def draw_curves(history, title, folder):
     axes[1].legend()
     axes[2].plot(epochs, history["learning_rate"], "D-", color="C2")
     titles = ["Accuracy: share of right answers", "Loss: how wrong it is",
-              "Learning rate: size of a step, at the end of the epoch"]
+              "Learning rate: the factor of each step, at the epoch's end"]
     for axis, text in zip(axes, titles):
         axis.set_title(text, fontsize=11)
         axis.set(xlabel="epoch (one pass over the training images)", xlim=(0.5, len(epochs) + 0.5))
@@ -938,6 +946,8 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
     draw_predictions().
     """
     blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
+    if not blocks:
+        return warn("no learned_features.png: no layer of the network is called block_1, ...")
     is_right = probabilities.argmax(axis=1) == y_test
     surest = np.argmax(probabilities.max(axis=1) * is_right)  # of the right answers
     images = x_test[[surest, *spread_over_classes(y_test, 500)]]
@@ -1114,7 +1124,24 @@ def load_own_data(settings):
     if all(name.isdecimal() for name in class_names):
         class_names.sort(key=int)  # 10 after 9
     for part, (images, labels, names) in parts.items():
-        absent = list(sizes.index[sizes[part] == 0])
+        parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
+    if "test" not in parts and "val" in parts:  # a second part is the test part
+        parts["test"] = parts.pop("val")
+    if "test" not in parts:
+        parts["train"], parts["test"] = split(parts["train"], share=0.2)
+    if "val" not in parts:
+        parts["train"], parts["val"] = split(parts["train"], share=settings.VALIDATION_SPLIT)
+    check_parts(parts, class_names, dataset)
+    return parts["train"][:2], parts["val"][:2], parts["test"][:2], class_names
+
+
+def check_parts(parts, class_names, dataset):
+    """Warn of what would make the results of a data set of one's own worthless; stop if it is bad.
+
+    parts: {"train": (images uint8, labels int, names of the images)}, and val and test.
+    """
+    for part, (images, labels, _) in parts.items():
+        absent = [name for label, name in enumerate(class_names) if label not in labels]
         if absent:
             warn(f"the {part} part of {dataset} lacks images of some classes: {first_few(absent)}.")
         # Black pictures, or values from 0 to 1: pixels of a real image differ by far more than 4.
@@ -1123,16 +1150,7 @@ def load_own_data(settings):
             say = stop if share >= 0.9 else warn
             say(f"{share:.0%} of the {part} images of {dataset} are of one shade (values from "
                 f"{images.min()} to {images.max()}, where 0 to 255 is expected).")
-        parts[part] = (images, pd.Index(class_names).get_indexer(labels), names)
-    if "test" not in parts and "val" in parts:  # a second part is the test part
-        parts["test"] = parts.pop("val")
-    if "test" not in parts:
-        parts["train"], parts["test"] = split(parts["train"], share=0.2)
-    if "val" not in parts:
-        parts["train"], parts["val"] = split(parts["train"], share=settings.VALIDATION_SPLIT)
-    training, validation, test = parts["train"], parts["val"], parts["test"]
-    warn_of_copies(training, validation, test)
-    return training[:2], validation[:2], test[:2], class_names
+    warn_of_copies(parts["train"], parts["val"], parts["test"])
 
 
 def read_npz(path):
@@ -1633,7 +1651,7 @@ RULES = {
     "BATCH_NORMALIZATION": (bool,), "IDENTITY_START": (bool,), "DENSE_UNITS": (int, 0, 100_000),
     "DROPOUT": (float, 0, 0.99),
     "EPOCHS": (int, 1, 100_000), "BATCH_SIZE": (int, 1, 100_000),
-    "OPTIMIZER": (str, "adam", "sgd"), "LEARNING_RATE": (float, 1e-9, 10),
+    "OPTIMIZER": (str, "adam", "sgd"), "LEARNING_RATE": (float, 0.000001, 10),
     "SCHEDULE": (str, "cosine", "constant"), "WEIGHT_DECAY": (float, 0, 100),
     "FINE_TUNE": (int, 0, 100_000), "SEED": (int, 0, 2**32 - 1),
     "OUTPUT_DIR": (str,), "RESUME": (bool,), "PREDICT": (str,),
@@ -1683,7 +1701,9 @@ def read_settings(words=()):
     dataset, model, optimizer = [checked(name, written[name]) for name in DECIDING]
     # The cases of a dict(...), the most specific one first. The name of your own folder is a case,
     # too, but a folder that happens to be called mnist or sgd is not treated as one of these.
-    cases = [optimizer, "cnn" if model == "cnn" else "pretrained"]
+    cases = ["sgd"] if optimizer == "sgd" else []
+    if model != "cnn":
+        cases.append("pretrained")
     title = data_title(dataset)
     if dataset in CLASS_NAMES or title not in [*CLASS_NAMES, "sgd", "pretrained", "others"]:
         cases.append(title)
@@ -1727,8 +1747,10 @@ def checked(name, value):
     """Return the value in the type that the setting has, or stop if it isn't allowed."""
     kind, *limits = RULES[name]
     values = list(value) if name in LISTS and isinstance(value, (list, tuple)) else [value]
+    if name == "FILTERS" and not values:
+        stop("FILTERS can't be empty: it takes a number for each block, and at least one.")
     for one in values:
-        fits = type(one) is kind or (kind is float and type(one) is int)
+        fits = one != "" and (type(one) is kind or (kind is float and type(one) is int))
         if fits and limits:
             fits = one in limits if kind is str else limits[0] <= one <= limits[1]
         if not fits:
@@ -1737,7 +1759,8 @@ def checked(name, value):
             if kind is str and limits:
                 takes = " or ".join(limits)
             elif limits:
-                takes += f" from {limits[0]} to {limits[1]}"
+                lowest = np.format_float_positional(limits[0], trim="-")  # never 1e-06
+                takes += f" from {lowest} to {limits[1]}"
             stop(f"{name} can't be {one!r}: it takes {takes}.")
     values = [kind(one) for one in values]
     return values if name in LISTS else values[0]
@@ -1792,18 +1815,22 @@ def open_results_folder(settings, data_hash):
     state["DATASET"] = full_name(settings.DATASET)
     results = results_folder(settings)
     mark = f".unfinished_{joblib.hash([state, data_hash])[:8]}_"
-    found = sorted(path.parent for path in results.parent.glob(f"*{mark}*/history.csv"))
+    remove_forgotten_runs(results.parent)
+    found = sorted(path.parents[1] for path in results.parent.glob(f"*{mark}*/resume/history.csv"))
+    name = results.name + mark + time.strftime("%Y%m%d_%H%M%S_")
     if settings.RESUME:
         if not found:
             stop(f"--resume finds no unfinished run in {settings.OUTPUT_DIR} with these settings "
                  "and this data: give the same flags as before, or leave --resume out.")
-        return found[-1]  # the newest
+        try:  # the newest one; two programs can't both give it a new name
+            return found[-1].rename(results.with_name(f"{name}resumed"))
+        except FileNotFoundError:
+            stop(f"another program has just continued {found[-1]}.")
     if found:
-        print(f"{found[-1]} is an unfinished run with these settings and this data. This run "
-              "begins anew; --resume would continue that one.")
-    remove_forgotten_runs(results.parent)
+        print(f"{found[-1]} is a run with these settings and this data that is unfinished, or "
+              "still going in another window. This run begins anew; --resume would continue an "
+              "unfinished one.")
     results.parent.mkdir(parents=True, exist_ok=True)
-    name = results.name + mark + time.strftime("%Y%m%d_%H%M%S_")
     folder = pathlib.Path(tempfile.mkdtemp(prefix=name, dir=results.parent))  # used by no other run
     atexit.register(remove_if_untrained, folder)
     return folder
@@ -1820,7 +1847,7 @@ def remove_forgotten_runs(output_dir):
 
 def remove_if_untrained(folder):
     """Remove the folder of a run that ended before its first epoch was over."""
-    if not (folder / "history.csv").exists():
+    if not (folder / "resume" / "history.csv").exists():
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -1849,6 +1876,7 @@ def restore_weights(model, folder, settings, first_epoch, steps_per_epoch):
         with np.load(kept) as held:
             for variable, name in zip(variables, held.files, strict=True):
                 variable.assign(held[name])
+        pd.read_csv(kept.with_name("history.csv"))  # can it be read?
     except Exception as error:  # a broken file raises many kinds of error
         stop(f"--resume can't read {kept} ({str(error)[:200]}): leave --resume out.")
     return first_epoch + int(model.optimizer.iterations) // steps_per_epoch
@@ -1856,9 +1884,9 @@ def restore_weights(model, folder, settings, first_epoch, steps_per_epoch):
 
 def after_each_epoch(model, folder, settings, first_epoch):
     """Return what Keras should do after each epoch: keep the table and the weights, draw curves."""
-    table = folder / "history.csv"
     kept = weights_file(model, folder, first_epoch)
     kept.parent.mkdir(exist_ok=True)
+    table = kept.with_name("history.csv")
     ends = [time.perf_counter()]
 
     def keep(epoch, logs):  # logs: a dict of accuracy, loss, val_accuracy, val_loss
@@ -1866,14 +1894,15 @@ def after_each_epoch(model, folder, settings, first_epoch):
         row = {"epoch": epoch, **logs, "learning_rate": float(model.optimizer.learning_rate),
                "seconds": round(ends[-1] - ends[-2], 2)}
         # With RESUME an epoch may be done again: its old row, at index `epoch`, is left out.
-        earlier = pd.read_csv(table)[:epoch] if table.exists() else None
+        earlier = pd.read_csv(table)[:epoch] if epoch > 0 else None
         history = pd.concat([earlier, pd.DataFrame([row])], ignore_index=True)
         # Written under another name, then moved: so the file is whole whenever a run is cut off.
-        history.to_csv(kept.parent / "new.csv", index=False)
-        (kept.parent / "new.csv").replace(table)
-        # The optimizer's sums of gradients are kept as well: with them, the next step is the same.
-        np.savez(kept.parent / "new.npz", *model.variables, *model.optimizer.variables)
-        (kept.parent / "new.npz").replace(kept)
+        history.to_csv(kept.with_name("new.csv"), index=False)
+        kept.with_name("new.csv").replace(table)
+        # With the optimizer's sums of gradients, the training continues as if it had not stopped
+        # (but for the order of the images, which begins again).
+        np.savez(kept.with_name("new.npz"), *model.variables, *model.optimizer.variables)
+        kept.with_name("new.npz").replace(kept)
         if row["seconds"] > 10:  # drawing takes about one second
             draw_curves(history, data_title(settings.DATASET), folder)
             plt.close()
@@ -1885,25 +1914,30 @@ def after_each_epoch(model, folder, settings, first_epoch):
 
 def read_history(folder, settings):
     """Return the table of the epochs; stop if there is none, or if the training has failed."""
-    table = folder / "history.csv"
+    table = folder / "resume" / "history.csv"
     if not table.exists():
         stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
     history = pd.read_csv(table)
     if not np.isfinite(history["loss"].iloc[-1]):
-        table.unlink()  # RESUME must not continue this
-        stop(f"The loss became NaN (not a number), as the steps were too large: try "
-             f"--learning-rate {settings.LEARNING_RATE / 10:g}.")
+        shutil.rmtree(folder)  # RESUME must not continue this
+        stop(f"The loss became NaN (not a number), most often because the steps were too large: "
+             f"try --learning-rate {settings.LEARNING_RATE / 10:g}.")
     return history
 
 
 @contextlib.contextmanager
 def one_at_a_time(lock):
     """Wait until no other run holds the lock, a folder: only one of two programs can make it."""
-    for _ in range(100):  # 10 seconds at most, as a run that was killed may have left it
-        with contextlib.suppress(FileExistsError):
+    while True:
+        try:
             lock.mkdir()
             break
-        time.sleep(0.1)
+        except FileExistsError:
+            with contextlib.suppress(OSError):  # it may just have been removed
+                # It is held for less than a second. So a run that was killed has left this one:
+                if time.time() - lock.stat().st_mtime > 10:  # seconds
+                    lock.rmdir()
+            time.sleep(0.1)
     try:
         yield
     finally:
@@ -1915,23 +1949,22 @@ def publish_results(folder, settings, results, history):
     """Write metrics.json, and move all files to their place; return what metrics.json holds.
 
     The user's own files stay there. Files are moved one by one, which needs no room on the disk, so
-    none is cut short. The run can be resumed until history.csv, the last but one, is moved.
-    model.json comes last, so that no network is left beside the class names of another one.
+    none is cut short, and the sub-folder "resume" stays, so that a move that failed can be done
+    again. model.json comes last: no network is left beside the class names of another one.
     """
     metrics = {**results, "epochs_trained": len(history),
                "training_seconds": round(float(history["seconds"].sum()), 1),
                "settings": vars(settings), "versions": VERSIONS}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+    history.to_csv(folder / "history.csv", index=False)
     place = results_folder(settings)
     place.mkdir(parents=True, exist_ok=True)
-    last = ["history.csv", "model.json"]
-    names = [path.name for path in folder.iterdir() if path.is_file()]
+    names = {path.name for path in folder.iterdir() if path.is_file()}
     with one_at_a_time(place.with_name(f"{place.name}.lock")):
         for old in ["model.json", *NOT_OF_EVERY_RUN]:
             (place / old).unlink(missing_ok=True)
-        for name in [*sorted(set(names) - set(last)), *last]:
+        for name in [*sorted(names - {"model.json"}), "model.json"]:
             (folder / name).replace(place / name)
-    shutil.rmtree(folder, ignore_errors=True)
     names = sorted(path.name for path in place.iterdir())
     print(f"Results in {place.resolve()}: {', '.join(names)}")
     return metrics
@@ -1947,9 +1980,16 @@ def record_experiment(settings, metrics, data_hash):
     rows = pd.DataFrame([row]).astype(str)
     try:
         with one_at_a_time(path.with_suffix(".lock")):
-            rows = pd.concat([read_experiments(path), rows], ignore_index=True)
-            rows.to_csv(path.with_suffix(".new"), index=False)
-            path.with_suffix(".new").replace(path)  # one move: the table is never half written
+            earlier = read_experiments(path)
+            rows = pd.concat([earlier, rows], ignore_index=True)
+            if earlier is not None and list(earlier) == list(rows):  # the same columns
+                line_break = b"" if path.read_bytes().endswith(b"\n") else b"\n"
+                line = rows[-1:].to_csv(index=False, header=False, lineterminator="\n")
+                with open(path, "ab") as file:
+                    file.write(line_break + line.encode("utf-8"))
+            else:
+                rows.to_csv(path.with_suffix(".new"), index=False)
+                path.with_suffix(".new").replace(path)  # one move: the table is never half written
     except OSError as error:
         warn(f"{path} could not take this run ({error}): is it open in another program? The values "
              "are in metrics.json.")
@@ -1960,12 +2000,10 @@ def read_experiments(path):
     """Return the rows of experiments.csv, as strings; set aside a file that is not such a table."""
     if not path.exists():
         return None
-    try:
+    with contextlib.suppress(ValueError):  # another program has saved it in another form
         rows = pd.read_csv(path, dtype=str, keep_default_na=False)
         if {"TIME", "DATA", "validation_accuracy"} <= set(rows.columns):
             return rows
-    except ValueError:  # another program has saved it in another form
-        pass
     aside = path.with_name(time.strftime("experiments_set_aside_%Y%m%d_%H%M%S.csv"))
     path.replace(aside)
     warn(f"{path} is no longer the table that this program wrote, so it was renamed {aside}, and a "
