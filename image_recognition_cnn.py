@@ -1956,7 +1956,7 @@ def publish_results(folder, settings, results, history):
                "training_seconds": round(float(history["seconds"].sum()), 1),
                "settings": vars(settings), "versions": VERSIONS}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-    history.to_csv(folder / "history.csv", index=False)
+    shutil.copyfile(folder / "resume" / "history.csv", folder / "history.csv")
     place = results_folder(settings)
     place.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in folder.iterdir() if path.is_file()}

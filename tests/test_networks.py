@@ -197,7 +197,7 @@ def test_a_run_cut_off_in_fine_tuning_goes_on_there(
         with pytest.raises(AssertionError):
             run(FINE_TUNE=2, **SMALL)
     assert "Epoch 3/4" in capsys.readouterr().out
-    [table] = tmp_path.glob("outputs/*unfinished*/history.csv")
+    [table] = tmp_path.glob("outputs/*unfinished*/resume/history.csv")
     rows = table.read_text().splitlines()
     model, history, _ = run(RESUME=True, FINE_TUNE=2, **SMALL)
     printed = capsys.readouterr().out

@@ -60,7 +60,7 @@ def test_a_run_that_fails_leaves_earlier_results_as_they_were(cut_off):
 
 def test_resume_takes_a_trained_network_as_it_is(cut_off, quick):
     unfinished = cut_off(EPOCHS=1)
-    trained = (unfinished / "history.csv").read_bytes()
+    trained = (unfinished / "resume" / "history.csv").read_bytes()
     quick(EPOCHS=1, RESUME=True)
     assert (RESULTS / "history.csv").read_bytes() == trained and not unfinished.exists()
 
@@ -82,8 +82,28 @@ def test_resume_takes_the_newest_of_several_runs(cut_off, settings):
     older.rename(older.with_name(older.name.replace("_20", "_19")))
     newer = cut_off(EPOCHS=1)
     assert newer.name.split("_")[1] == older.name.split("_")[1], "the same settings and data"
+    (newer / "mark").write_text("of the newer one")
     folder = script.open_results_folder(settings(EPOCHS=1, RESUME=True), data_hash_of_digits())
-    assert folder == newer
+    assert (folder / "mark").exists() and not newer.exists() and folder.parent == OUTPUTS
+
+
+def test_a_run_is_continued_by_one_program_only(cut_off, settings, monkeypatch, capsys):
+    unfinished = cut_off(EPOCHS=1)
+    rename = pathlib.Path.rename
+
+    def too_late(path, target):
+        rename(path, path.with_name("taken"))  # by another program, a moment before
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", too_late)
+    with one_sentence(capsys, "another program", str(unfinished)):
+        script.open_results_folder(settings(EPOCHS=1, RESUME=True), data_hash_of_digits())
+
+
+def test_resume_with_an_empty_table_is_one_sentence(cut_off, quick, capsys):
+    (cut_off(EPOCHS=1) / "resume" / "history.csv").write_text("")
+    with one_sentence(capsys, "--resume can't read"):
+        quick(EPOCHS=1, RESUME=True)
 
 
 def data_hash_of_digits():
@@ -110,9 +130,9 @@ def test_resume_with_other_data_is_one_sentence(cut_off, quick, capsys, monkeypa
 
 
 def test_resume_with_a_changed_layer_is_one_sentence(cut_off, quick, capsys, monkeypatch):
-    unfinished = cut_off(EPOCHS=1)
+    cut_off(EPOCHS=1)
     monkeypatch.setattr(script, "build_cnn", lambda *_: small_network(width=9))
-    with one_sentence(capsys, str(unfinished), "layers of the network have been changed"):
+    with one_sentence(capsys, "digits.unfinished_", "layers of the network have been changed"):
         quick(EPOCHS=1, RESUME=True)
 
 
@@ -120,7 +140,7 @@ def test_resume_with_broken_weights_is_one_sentence(cut_off, quick, capsys):
     unfinished = cut_off(EPOCHS=1)
     [weights] = unfinished.glob("resume/*.npz")
     weights.write_bytes(weights.read_bytes()[:100])
-    with one_sentence(capsys, "can't read", str(weights), "leave --resume out"):
+    with one_sentence(capsys, "can't read", weights.name, "leave --resume out"):
         quick(EPOCHS=1, RESUME=True)
 
 
@@ -134,6 +154,7 @@ def test_a_run_goes_on_with_its_weights_its_optimizer_and_its_epoch(settings, tm
     images, labels = np.ones((12, 8, 8, 1)), np.arange(12) % 10
     trained.fit(images, labels, batch_size=1, verbose=0)  # 12 steps: 3 epochs of 4
     keep, _ = script.after_each_epoch(trained, tmp_path, found, 5)
+    (tmp_path / "resume" / "history.csv").write_text("epoch\n0\n1\n2\n3\n4\n")
     keep.on_epoch_end(5, {"loss": 1.0})
     assert script.restore_weights(fresh, tmp_path, found, 5, 4) == 8
     for old, new in zip(trained.get_weights(), fresh.get_weights()):
@@ -187,9 +208,10 @@ def test_ctrl_c_in_the_first_epoch_leaves_nothing(quick, monkeypatch, capsys):
 
 
 def test_an_unfinished_run_with_a_trained_epoch_stays_at_the_end_of_the_program(tmp_path):
-    (tmp_path / "history.csv").write_text("epoch\n0\n")
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "history.csv").write_text("epoch\n0\n")
     script.remove_if_untrained(tmp_path)
-    assert (tmp_path / "history.csv").exists()
+    assert (tmp_path / "resume" / "history.csv").exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_one_sentence(quick, capsys):
@@ -229,7 +251,7 @@ def epochs(settings, tmp_path, monkeypatch):
             clock[0] += seconds
             logs = {"accuracy": 0.1 * number, "loss": 1.0, "val_accuracy": 0.5, "val_loss": 2.0}
             keep.on_epoch_end(number, logs)
-        return pd.read_csv(tmp_path / "history.csv")
+        return pd.read_csv(tmp_path / "resume" / "history.csv")
 
     return end
 
@@ -240,9 +262,8 @@ def test_each_epoch_adds_a_row_and_keeps_the_weights(epochs, tmp_path):
                            "learning_rate", "seconds"]
     assert list(table["epoch"]) == [0, 1, 2] and list(table["accuracy"]) == [0, 0.1, 0.2]
     assert list(table["learning_rate"]) == [0.25] * 3 and list(table["seconds"]) == [2.35] * 3
-    assert {path.name for path in tmp_path.iterdir()} == {"history.csv", "resume"}
-    [weights] = (tmp_path / "resume").iterdir()
-    assert weights.name.startswith("from_epoch_0_")
+    [weights, _] = sorted(path.name for path in (tmp_path / "resume").iterdir())
+    assert weights.startswith("from_epoch_0_")
 
 
 def test_an_epoch_that_is_done_again_takes_the_place_of_its_row(epochs):
@@ -254,7 +275,7 @@ def test_the_curves_are_drawn_after_a_long_epoch(epochs, tmp_path, monkeypatch, 
     drawn = []
     monkeypatch.setattr(script, "draw_curves", lambda *what: drawn.append(what))
     epochs(0, 1, seconds=10)
-    assert drawn == [] and "Look at it" not in capsys.readouterr().out
+    assert drawn == [] and "The curves so far" not in capsys.readouterr().out
     epochs(2, seconds=10.1)
     [(history, title, folder)] = drawn
     assert list(history["epoch"]) == [0, 1, 2] and (title, folder) == ("digits", tmp_path)
@@ -331,14 +352,15 @@ def test_forgotten_runs_are_removed_after_thirty_days(settings):
 HISTORY = pd.DataFrame({"seconds": [1.04, 2.0]})
 
 
-def finished_run(name, content, files=("history.csv", "model.json", "model.keras", "labels.txt")):
+def finished_run(name, content, files=("model.json", "model.keras", "labels.txt")):
     """Make the folder of a run that is finished, each of its files with this content."""
     folder = OUTPUTS / name
     folder.mkdir(parents=True)
     for file in files:
         (folder / file).write_text(content)
     (folder / "resume").mkdir()
-    (folder / "resume" / "from_epoch_0_ab.npz").write_text(content)
+    for file in ("from_epoch_0_ab.npz", "history.csv"):
+        (folder / "resume" / file).write_text(content)
     return folder
 
 
@@ -357,7 +379,8 @@ def test_results_take_the_place_of_the_last_ones(settings, capsys):
     assert found.pop("my notes.txt") == b"old", "a user's own file"
     assert json.loads(found.pop("metrics.json")) == metrics
     assert set(found) == {"history.csv", "model.json", "model.keras", "labels.txt"}
-    assert set(found.values()) == {b"new"} and not folder.exists()
+    assert set(found.values()) == {b"new"}
+    assert [path.name for path in folder.iterdir()] == ["resume"], "until the row is written"
     assert not list(OUTPUTS.glob("*.lock"))
     printed = capsys.readouterr().out
     assert str(RESULTS.resolve()) in printed and "labels.txt, metrics.json" in printed
@@ -384,7 +407,6 @@ def test_the_names_of_the_classes_go_first_and_come_last(settings, monkeypatch):
     assert len(states) == 5, "history.csv, labels.txt, metrics.json, model.json, model.keras"
     assert all("model.json" not in state for state in states)
     assert states[-1]["model.keras"] == states[-1]["history.csv"] == b"new"
-    assert states[-2]["history.csv"] == b"old", "by history.csv an unfinished run is known"
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 5])
@@ -408,8 +430,7 @@ def test_a_move_that_fails_cuts_no_file_short_and_can_be_done_again(
     for name, content in contents(RESULTS).items():
         assert content in (b"old", b"new") or name == "metrics.json"
     assert not (RESULTS / "model.json").exists()
-    assert (folder / "resume" / "from_epoch_0_ab.npz").exists(), "--resume needs the weights"
-    assert (folder / "history.csv").exists() or number == 5
+    assert contents(folder / "resume") == {"from_epoch_0_ab.npz": b"new", "history.csv": b"new"}
 
 
 def test_a_run_that_could_not_be_published_resumes(quick, monkeypatch):
@@ -460,12 +481,14 @@ def test_of_two_runs_that_end_at_once_one_has_its_results_whole(settings, monkey
 
 
 def test_a_lock_that_a_killed_run_has_left_holds_up_ten_seconds(tmp_path, monkeypatch):
-    waits = []
-    monkeypatch.setattr(script.time, "sleep", waits.append)
     lock = tmp_path / "lock"
     lock.mkdir()
+    made = lock.stat().st_mtime
+    clock = [made]
+    monkeypatch.setattr(script.time, "time", lambda: clock[0])
+    monkeypatch.setattr(script.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
     with script.one_at_a_time(lock):
-        assert sum(waits) == pytest.approx(10)
+        assert 10 < clock[0] - made < 10.5 and lock.exists()
     assert not lock.exists()
 
 
@@ -577,14 +600,13 @@ def test_runs_that_end_at_once_keep_all_rows(settings, monkeypatch):
 def test_a_table_that_can_not_be_written_is_a_warning(quick, monkeypatch, capsys):
     quick(EPOCHS=1)
     before = TABLE.read_bytes()
-    to_csv = pd.DataFrame.to_csv
 
-    def refuse(table, path, **options):
-        if "experiments" in str(path):
+    def refuse(path, mode="r", **options):
+        if "experiments" in str(path) and mode != "r":
             raise PermissionError("[Errno 13] Permission denied")
-        return to_csv(table, path, **options)
+        return open(path, mode, **options)
 
-    monkeypatch.setattr(pd.DataFrame, "to_csv", refuse)
+    monkeypatch.setattr(script, "open", refuse, raising=False)
     _, _, metrics = quick(EPOCHS=1, SEED=1)
     said = capsys.readouterr()
     assert "Warning: outputs/experiments.csv could not take this run" in said.err

@@ -71,7 +71,7 @@ def killed(tmp_path):
         if line.startswith("Epoch 3/"):
             running.kill()
     assert running.wait() == -signal.SIGKILL
-    [table] = tmp_path.glob("outputs/digits.unfinished_*/history.csv")
+    [table] = tmp_path.glob("outputs/digits.unfinished_*/resume/history.csv")
     return pd.read_csv(table)
 
 

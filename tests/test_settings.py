@@ -74,8 +74,9 @@ def test_the_limits_are_allowed_and_what_lies_beyond_is_not(settings, capsys, na
         found = getattr(settings(**{name: value}), name)
         assert found in (value, [value])
     beyond = 1 if kind is int else 1e-9
+    written = "0.000001" if name == "LEARNING_RATE" else lowest  # not 1e-06
     for value in (lowest - beyond, highest + beyond):
-        with one_sentence(capsys, name, str(value), f"from {lowest} to {highest}"):
+        with one_sentence(capsys, name, str(value), f"from {written} to {highest}"):
             settings(**{name: value})
 
 
@@ -174,7 +175,7 @@ def test_chapters_are_numbered_and_use_what_stands_before():
         number = int(head or number)
         chapter[name] = number
     # What a chapter of the lesson may use of a later one.
-    early = {"stop", "data_title", "load_own_data", "warn_of_copies", "from_keras",
+    early = {"stop", "warn", "data_title", "load_own_data", "warn_of_copies", "from_keras",
              "augmentation_layers", "restore_weights", "after_each_epoch", "read_history"}
     tools = chapter["load_own_data"]
     for node in functions():
