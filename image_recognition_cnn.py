@@ -6,10 +6,11 @@
     python image_recognition_cnn.py --dataset mnist --predict photo.jpg   # asks a trained network
 
 Run it once without flags (half a minute), then read from top to bottom with the pictures of that
-run, in outputs/digits, beside you: the settings, main() with the whole story on one page, then its
-chapters. Chapters 1 to 8 are the lesson: 1 Data, 2 A look at the data, 3 How a network learns, 4
-Model, 5 Training, 6 Test, 7 Pictures, 8 Transfer learning. The others are tools: 9 Your own
-pictures, 10 Beyond the script (browser, phone), 11 Settings and results.
+run, in outputs/digits, beside you: main() with the whole story on one page, then the chapters. (The
+settings come first, but you can come back to them later.) Chapters 1 to 8 are the lesson: 1 Data,
+2 A look at the data, 3 How a network learns, 4 Model, 5 Training, 6 Test, 7 Pictures, 8 Transfer
+learning. The others are tools: 9 Your own pictures, 10 Beyond the script (browser, phone),
+11 Settings and results.
 """
 import argparse
 import atexit
@@ -65,7 +66,8 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 # Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. After each value
 # come its meaning and its range. The terms are explained in chapters 3 to 5: on a first reading, go
 # straight to main(). Each number in FILTERS makes one block of layers, which halves the height and
-# the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three. data
+# the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three.
+# data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the images held back, 0.001 to 0.9
@@ -143,11 +145,11 @@ def main(words=()):
     return model, history, metrics
 
 
-# %% 1. Data: images to learn from, to watch the learning with, and to test on An image is a block
-# of numbers (height, width, channels): whole numbers from 0 (dark) to 255 (bright). One channel is
-# grey; three are red, green and blue. The label of an image is the index of its class: 0 for the
-# first class. In the shapes of arrays below, n stands for how many images there are. stop(sentence)
-# ends the program, warn(sentence) lets it go on (chapter 11).
+# %% 1. Data: images to learn from, to watch the learning with, and to test on
+# An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
+# (bright). One channel is grey; three are red, green and blue. The label of an image is the index
+# of its class: 0 for the first class. In the shapes of arrays below, n stands for how many images
+# there are. stop(sentence) ends the program, warn(sentence) lets it go on (chapter 11).
 CLASS_NAMES = {
     "digits": list("0123456789"), "mnist": list("0123456789"),
     "fashion_mnist": ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -213,10 +215,12 @@ def split(part, share):
 # %% 2. A look at the data: before any training, know what you have
 # Is every class present, and are all about equally frequent? Are the labels right? Would you
 # recognize the images yourself? And how good are answers without a network? The network has to beat
-# them. (On digits: 10.4 % for always the commonest class, 91.0 % for logistic regression.) Try:
-# --shift 3 --mirror. Look at the bottom row of training_images.png: are these still digits that
-# somebody could have written, and do their labels still fit? Colours that the colour-blind can tell
-# apart; and a $ in a class name does not start a formula.
+# them. (On digits: 10.4 % for always the commonest class, 91.0 % for logistic regression.)
+# Try: --shift 3 --mirror. Look at the bottom row of training_images.png: are these still digits
+# that somebody could have written, and do their labels still fit?
+
+# The pictures have colours that the colour-blind can tell apart, too. A $ in a class name does not
+# start a formula.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
 
@@ -273,7 +277,7 @@ def draw_training_images(x_train, y_train, names, title, folder, settings):
     views = x_train[chosen[:1].repeat(9)].astype("float32")  # (9, height, width, channels)
     for layer in augmentation_layers(views.shape[1:], settings):  # moves and mirrors (chapter 4)
         views[1:] = layer(views[1:], training=True)
-    headline = ("One training image, and what the network gets instead of it in each epoch\n"
+    headline = ("One training image, and what the network may get instead of it in each epoch\n"
                 f"(augmentation: SHIFT {settings.SHIFT}, MIRROR {settings.MIRROR}")
     if settings.MODEL != "cnn":
         headline += "; before fine-tuning, images are only mirrored"
@@ -296,28 +300,34 @@ def draw_grid(figure, images, texts, columns):
 
 
 # %% 3. How a network learns: first one filter, with all its numbers (look at one_filter.png)
-# How a filter works. A filter is a small square of numbers, its weights; here nine. It is laid on
-# each 3x3 patch of the image in turn. Each pixel is multiplied by the weight on it, and the nine
-# products are added up. The framed patch in one_filter.png, and the filter:
+#
+# How a filter works.
+# A filter is a small square of numbers, its weights; here nine. It is laid on each 3x3 patch of the
+# image in turn. Each pixel is multiplied by the weight on it, and the nine products are added up.
+# The framed patch in one_filter.png, and the filter:
 #     0 0 4     -1 0 1
 #     0 3 9     -1 0 1     4 + 9 + 8 - 0 - 0 - 0 = 21 (the middle column has weight 0)
 #     0 2 8     -1 0 1
 # In 8x8 pixels there are 6x6 such patches. Their 36 sums are the filter's map of the image, and the
 # whole operation is called a convolution. Among patches of the same brightness, a large sum says
 # that the patch is like the filter: darker on the left, brighter on the right, so a stroke begins
-# here. ReLU turns sums below 0 into 0. How a filter is learned. The weights of a network are not
-# chosen by hand like these. They begin as random numbers, and the training changes them, a little
-# in each step. What a filter responds to is a result of training: nobody has decided it. Below,
-# nine random weights are trained to make the map above. The learner is given the image and the 36
-# wanted sums, never the filter, and after 100 steps it has nearly the filter's weights. What
-# training makes small is the loss, one number that says how wrong the answers are. The gradient
-# says, for each weight, how fast the loss grows if this weight grows. If the gradient is above 0, a
-# smaller weight is better; if it is below 0, a larger one. So each step goes against the gradient.
-# In the first step, the gradient of the first weight is 79.7, and the rate, the factor that makes a
-# step large or small, is 0.005: the weight becomes 0.126 - 0.005 * 79.7 = -0.27. The other eight
-# are changed in the same way, and the loss falls from 299 to 132. (This is called gradient
-# descent.) Try: write rate=0.01 below and run again. What does the loss in one_filter.png do now,
-# and why?
+# here. ReLU turns sums below 0 into 0.
+#
+# How a filter is learned.
+# The weights of a network are not chosen by hand like these. They begin as random numbers, and the
+# training changes them, a little in each step. Below, nine random weights are trained to make the
+# map above. The learner is given the image and the 36 wanted sums, never the filter, and after 100
+# steps it has nearly the filter's weights. (In a network, nobody gives such a map. There is only
+# the right class of each image, and what each filter responds to is a result of training.)
+# What training makes small is the loss, one number that says how wrong the answers are. The
+# gradient says, for each weight, how fast the loss grows if this weight grows. If it is above 0, a
+# slightly smaller weight is better; if it is below 0, a slightly larger one. So each step goes
+# against the gradient. In the first step, the gradient of the first weight is 79.7, and the rate,
+# the factor that makes a step large or small, is 0.005: the weight becomes 0.126 - 0.005 * 79.7 =
+# -0.27. The other eight are changed in the same way, and the loss falls from 299 to 132. (This is
+# called gradient descent.)
+# Try: write rate=0.01 below and run again. In one_filter.png, the loss now grows. Why? (A step that
+# is too large goes beyond the lowest point, and ends up higher on the other side.)
 def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
     """Learn the nine weights of a filter; return (weights, loss) of each step, from step 0 on.
 
@@ -338,16 +348,17 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 
 # From one filter to a network. A network is a chain of layers: each one makes new numbers out of
 # those of the layer before it.
-# - A convolution has many filters, each with a map of its own: 64 in the default run. The maps are
-#   the channels of the next layer, as red, green and blue are those of a photo. A filter has nine
-#   weights for each channel that comes in, and adds up all products; then one more weight is added,
-#   the bias. Why filters? The same few weights serve all places, so a stroke is recognized wherever
-#   it is. If each pixel had weights of its own, each place would have to learn the stroke anew.
+# - A convolution has many filters, each with a map of its own: in the default run, most have 64.
+#   The maps are the channels of the next layer, as red, green and blue are those of a photo. A
+#   filter has nine weights for each channel that comes in, and adds up all products; then one more
+#   weight is added, the bias. Why filters? The same few weights serve all places, so a stroke is
+#   recognized wherever it is. If each pixel had weights of its own, each place would have to learn
+#   the stroke anew.
 # - ReLU comes between the layers: without it, several convolutions or dense layers, one after
 #   another, could do no more than one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
-#   half as high and half as wide, and a pattern may lie a pixel further left or right without
-#   changing much.
+#   half as high and half as wide, and a pattern may lie a pixel further left or right, often
+#   without changing anything.
 # - Dense: a layer of sums, each called a neuron. As in the logistic regression of chapter 2, each
 #   has a weight for every number that comes in, and a bias.
 # - Softmax turns the sums of the last layer into probabilities: each sum z becomes e^z, divided by
@@ -368,8 +379,10 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #     if w1 * x moves by 1, relu(...) moves by 1 (below 0, it would not move at all):  1 * 0.5
 #     if w1 moves by 1, w1 * x moves by x:                                             2 * 1 * 0.5
 # So the answer moves just as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss after
-# it adds one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted). TensorFlow does the
-# same for each weight of a network, from the loss backwards. This is called backpropagation.
+# it multiplies this by one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted). Where
+# a weight acts in several ways, as a filter does at 36 places, these parts are added up. TensorFlow
+# does all this for each weight of a network, from the loss backwards, which is called
+# backpropagation.
 #
 # Batch, step, epoch. The default run has 1,294 training images. A step takes only 32 of them, a
 # batch: their mean gradient is rough, but 40 rough steps achieve more than one exact step. After 40
@@ -381,11 +394,11 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # it gets better and better on the training images, but not on others. The validation images show
 # it, as the network never learns from them: in accuracy_loss_curves.png, the training loss then
 # still falls, while the validation loss no longer does, or rises. outputs/benchmark/overfitting.png
-# is an example. (In the default run it is slight: after 30 epochs the losses are 0.006 and 0.02.)
-# What helps: more images, or the same ones moved a little each time (SHIFT, MIRROR), dropout, a
-# smaller network, fewer epochs. Try: --validation-split 0.9 --shift 0 --dropout 0. Of 1,438 images
-# only 144 are left to learn from. How far apart are the two curves now? Then --shift 1: is the gap
-# smaller?
+# is an example, made with the flags below. (In the default run overfitting is slight: after 30
+# epochs the losses are 0.006 and 0.02.) What helps: more images, or the same ones moved a little
+# each time (SHIFT, MIRROR), dropout (chapter 4), a smaller network, fewer epochs.
+# Try: --validation-split 0.9 --shift 0 --dropout 0. Of 1,438 images only 144 are left to learn
+# from. How far apart are the two curves now? Then --shift 1: is the gap smaller?
 
 
 # The next two functions only draw one_filter.png. The lesson continues with chapter 4.
@@ -442,16 +455,19 @@ def draw_numbers(axis, numbers, title, lowest, highest, colours="PuOr_r", form="
     axis.set_title(title, fontsize=11)
 
 
-# %% 4. Model: layer by layer; after each one comes the shape of its output Some lines are tricks
-# that a plain network does without. A table at the end of chapter 5 shows what each one adds. Try:
-# --filters 4, then --filters 128. How many weights ("params") does the printed table show, and how
-# many test images are recognized? --dense-units 0: which layers change?
+# %% 4. Model: layer by layer; after each one comes the shape of its output
+# Some layers are tricks that a plain network does without. A table at the end of chapter 5 names
+# them, and shows what each one adds.
+# Try: --filters 4, then --filters 128. How many weights ("params") does the printed table show, and
+# how many test images are recognized? --dense-units 0: which layers change?
 def build_cnn(x_train, num_classes, settings):
     """Return a convolutional neural network that takes raw pixels and answers with probabilities.
 
     In: (n, height, width, channels), 0 to 255. Out: (n, num_classes) float32, each row adds up to
     1. The shapes are those of digits, for one image: the first axis, n, is left out.
-    (model.summary() prints those of your run, with None for n.)
+    (model.summary() prints those of your run, with None for n. Its "Param #" counts weights: the
+    second convolution has 4,608, 9 for each of 64 filters and 8 maps. Batch normalization has 256:
+    scale, offset, and two averages, for each of 64 maps.)
     """
     model = keras.Sequential(name="cnn")
     model.add(keras.Input(x_train.shape[1:]))  # (8, 8, 1)
@@ -692,14 +708,14 @@ def make_optimizer(learning_rate, settings):
 
     SGD (stochastic gradient descent) is step 4 of chapter 3: weight - rate * gradient. Here it has
     momentum: instead of the gradient, it uses a sum of the last ones, in which older ones count
-    less and less, so that the randomness of single batches averages out. (nesterov: a variant of
-    it.) Adam does the same, and divides by the usual size of each weight's gradients. Take one
-    weight with gradients around 100, and one with gradients around 0.01: with a rate of 0.004,
-    plain SGD moves them by 0.4 and 0.00004, Adam moves both alike, by at most about 0.004. So Adam
-    needs other rates than SGD. Weight decay: in each step each weight also loses a small share,
-    WEIGHT_DECAY * rate: 0.25 * 0.004 = 0.1 %. Without it the weights grow, and the larger they are,
-    the less a step of the same size changes them. (It is not part of the loss: Loshchilov and
-    Hutter, 2019.)
+    less and less, so that the randomness of single batches averages out. (nesterov: a variant.)
+    Adam does the same, and divides by the usual size of each weight's gradients. Take one weight
+    with gradients around 100, and one with gradients around 0.01: with a rate of 0.004, plain SGD
+    moves them by 0.4 and 0.00004, Adam moves both alike, by at most about 0.004. So Adam needs
+    other rates than SGD.
+    Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY * rate: 0.25 *
+    0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a step of the same
+    size changes what they do. (It is not part of the loss: Loshchilov and Hutter, 2019.)
     """
     if settings.OPTIMIZER == "adam":
         optimizer = keras.optimizers.Adam(learning_rate, weight_decay=settings.WEIGHT_DECAY)
@@ -727,9 +743,9 @@ def make_optimizer(learning_rate, settings):
 # last trick gains nothing here, but saves many weights.)
 
 
-# %% 6. Test: how good is it on images that it has never seen? Try: --seed 1, then 2. How far do
-# accuracy and loss move, though nothing was changed? A setting that gains less than that may have
-# gained nothing.
+# %% 6. Test: how good is it on images that it has never seen?
+# Try: --seed 1, then 2. How far do accuracy and loss move, though nothing was changed? A setting
+# that gains less than that may have gained nothing.
 def predict(model, images, verbose=0):
     """Return what the model says about images (n, height, width, channels), raw pixels."""
     batch_size = 256 if model.name == "cnn" else 32  # a pretrained network makes far larger maps
@@ -794,6 +810,8 @@ def report(results, probabilities, y_test, class_names, folder):
 
 
 # %% 7. Pictures of the results: look at them before you read on; each says what it shows
+# Most of this chapter is drawing code: on a first reading, read its docstrings, and go on with
+# chapter 8. Of the curves: where there are few validation images, such as 144, a zigzag is luck.
 def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as train() returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -1055,7 +1073,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
-    features, head = model.layers  # as parts of the model: what the head learns, it learns
+    features, head = model.layers  # when the head learns, the model has learned
     # The frozen part makes the same features from a picture in every epoch, so each picture (and
     # each mirrored one) goes through it only once. Then the head is trained alone, on these
     # features.
@@ -2031,15 +2049,15 @@ def print_experiments(rows):
           f"{table.to_string(index=False)}")
 
 
-# %% References: the papers cited as (author, year) Chollet 2020, Transfer learning and fine-tuning,
-# keras.io. Goyal et al. 2017, Accurate, Large Minibatch SGD, arXiv:1706.02677. He et al. 2015,
-# ResNet, arXiv:1512.03385. Ioffe and Szegedy 2015, Batch Normalization, arXiv:1502.03167. Jordan
-# 2024, 94 % on CIFAR-10 in 3.29 Seconds, arXiv:2404.00498. Kingma and Ba 2015, Adam,
-# arXiv:1412.6980. Loshchilov and Hutter 2017, SGDR, arXiv:1608.03983; 2019, Decoupled Weight Decay
-# Regularization, arXiv:1711.05101. Page 2019, How to Train Your ResNet. Sandler et al. 2018,
-# MobileNetV2, arXiv:1801.04381. Simonyan and Zisserman 2014, VGG, arXiv:1409.1556. Wilson 1927,
-# Probable Inference, the Law of Succession, and Statistical Inference. Zeiler and Fergus 2014,
-# Visualizing CNNs, arXiv:1311.2901.
+# %% References: the papers cited as (author, year)
+# Chollet 2020, Transfer learning and fine-tuning, keras.io. Goyal et al. 2017, Accurate, Large
+# Minibatch SGD, arXiv:1706.02677. He et al. 2015, ResNet, arXiv:1512.03385. Ioffe and Szegedy 2015,
+# Batch Normalization, arXiv:1502.03167. Jordan 2024, 94 % on CIFAR-10 in 3.29 Seconds,
+# arXiv:2404.00498. Kingma and Ba 2015, Adam, arXiv:1412.6980. Loshchilov and Hutter 2017, SGDR,
+# arXiv:1608.03983; 2019, Decoupled Weight Decay Regularization, arXiv:1711.05101. Page 2019, How to
+# Train Your ResNet. Sandler et al. 2018, MobileNetV2, arXiv:1801.04381. Simonyan and Zisserman
+# 2014, VGG, arXiv:1409.1556. Wilson 1927, Probable Inference, the Law of Succession, and
+# Statistical Inference. Zeiler and Fergus 2014, Visualizing CNNs, arXiv:1311.2901.
 
 
 # %% The page of chapter 10: first the network as plain loops, then pictures, then the answer

@@ -386,7 +386,8 @@ def test_a_part_without_pictures(settings, capsys):
     assert "there are no pictures that can be read in data/test/CLASS/" in capsys.readouterr().err
     picture("red", 9).save("data/test/red/1.png")
     load(settings, "data")
-    assert "the test part of data lacks images of some classes: 2 (blue, green)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the test part of data lacks images of some classes: 2 (blue, green)" in said
 
 
 def test_copies_are_named(settings, capsys):
@@ -440,7 +441,8 @@ def test_npz_files_that_hold_something_else(settings, capsys, changes):
     if "X" in changes:
         del arrays["x_train"]
     np.savez("made.npz", **arrays)
-    with one_sentence(capsys, "made.npz does not hold what is needed", "x_train and y_train, optionally"):
+    words = ["made.npz does not hold what is needed", "x_train and y_train, optionally"]
+    with one_sentence(capsys, *words):
         load(settings, "made.npz")
     pathlib.Path("made.npz").write_text("no zip")
     with one_sentence(capsys, "made.npz does not hold what is needed", "x_train and y_train"):
