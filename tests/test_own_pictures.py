@@ -449,37 +449,54 @@ def test_npz_files_that_hold_something_else(settings, capsys, changes):
         load(settings, "made.npz")
 
 
-def test_a_whole_journey_with_own_pictures(tmp_path):
-    fill(tmp_path / "pets", number=8)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which a network has learned from pets/, with new pictures to ask it about."""
+    folder = tmp_path_factory.mktemp("journey")
+    fill(folder / "pets", number=8)
     flags = ["--dataset", "pets", "--epochs", 1, "--filters", 8, "--image-size", 16]
-    trained = process(tmp_path, *flags)
-    assert trained.returncode == 0, trained.stderr
-    fill(tmp_path / "new/monday", ["red"], 2, seed=3)
-    fill(tmp_path / "new", ["blue"], 60, seed=4)
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
-    asked = process(tmp_path, "--dataset", "pets", "--predict", "new", "pets/r*/0.png", "none.png",
-                    "broken.jpg")
-    lines = [line for line in asked.stdout.splitlines() if line.startswith(("new", "pets"))]
-    assert asked.returncode == 1 and len(lines) == 63
-    assert "none.png" in asked.stderr and "broken.jpg" in asked.stderr
-    assert "60 of 63 are drawn" in asked.stdout
-    assert_drawn(tmp_path / "outputs/pets/predictions.png")
-    with Image.open(tmp_path / "outputs/pets/predictions.png") as drawn:  # the last row is full
+    finished = process(folder, *flags)
+    assert finished.returncode == 0, finished.stderr
+    fill(folder / "new/monday", ["red"], 2, seed=3)
+    fill(folder / "new", ["blue"], 60, seed=4)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
+    return folder
+
+
+def test_files_folders_and_wildcards_are_asked_and_drawn(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--dataset", "pets", "--predict", "new", "pets/r*/0.png", "none.png",
+                     "broken.jpg"])
+    said = capsys.readouterr()
+    lines = [line for line in said.out.splitlines() if line.startswith(("new", "pets"))]
+    assert ended.value.code == 1 and len(lines) == 63, "1: two files could not be read"
+    assert "none.png" in said.err and "broken.jpg" in said.err
+    assert "60 of 63 are drawn" in said.out
+    assert_drawn(trained / "outputs/pets/predictions.png")
+    with Image.open("outputs/pets/predictions.png") as drawn:  # the last row is full
         last_row = np.asarray(drawn.convert("RGB"), int)[-drawn.height // 20:]
         assert np.ptp(last_row[:, -drawn.width // 6:]) > 100
-    model = script.keras.models.load_model(tmp_path / "outputs/pets/model.keras")
-    image, _ = read(tmp_path / "pets/red/0.png")
+    model = script.keras.models.load_model("outputs/pets/model.keras")
+    image, _ = read("pets/red/0.png")
     answer = model.predict(image[np.newaxis], verbose=0)[0]
     assert f"{sorted(COLOURS)[answer.argmax()]} {answer.max():.1%}" in lines[-1]
-    os.rename(tmp_path / "pets", tmp_path / "others")
-    other = process(tmp_path, "--dataset", "elsewhere/pets", "--predict", "new")
-    assert other.returncode == 2 and "belongs to another data set" in other.stderr
-    about = tmp_path / "outputs/pets/model.json"
-    kept = json.loads(about.read_text())
-    (tmp_path / "outputs/pets/model.keras").write_bytes(b"broken")
-    broken = process(tmp_path, "--dataset", kept["dataset"], "--predict", "new")
-    assert broken.returncode == 2 and kept["versions"]["keras"] in broken.stderr
-    assert "Traceback" not in asked.stderr + other.stderr + broken.stderr
+
+
+def test_the_network_of_another_folder_of_this_name_is_not_asked(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    with one_sentence(capsys, "belongs to another data set", str(trained / "pets")):
+        script.main(["--dataset", "elsewhere/pets", "--predict", "new"])
+
+
+def test_a_broken_network_is_one_sentence_with_the_versions(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    network = trained / "outputs/pets/model.keras"
+    whole = network.read_bytes()
+    network.write_bytes(b"broken")
+    with one_sentence(capsys, "finds no network", script.VERSIONS["keras"], "without --predict"):
+        script.main(["--dataset", "pets", "--predict", "new"])
+    network.write_bytes(whole)
 
 
 def test_a_file_whose_name_looks_like_a_wildcard_is_the_one_that_is_asked(settings, capsys):

@@ -464,6 +464,11 @@ def features(settings, pictures, tmp_path):
     return pictures["learned_features.png"], model, x, y
 
 
+def test_the_features_have_a_headline_with_the_data_set(features):
+    figure, *_ = features
+    assert figure.get_suptitle().startswith("T: ")
+
+
 def test_the_features_begin_with_the_surest_right_answer_and_the_first_filters(features):
     figure, model, x, y = features
     image, *patterns = images_of(figure)[:13]
