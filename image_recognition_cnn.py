@@ -69,7 +69,7 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 # the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
-IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
+IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of any), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the images held back, 0.001 to 0.9
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
@@ -83,15 +83,15 @@ DENSE_UNITS = dict(cifar10=0, others=128)  # size of the layer before the last; 
 DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to 0.99
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, 1 or more
-BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images a step, 1 or more
+BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # images per step, from 1
 OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # weights lose this * rate in each step
+WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step shrinks weights by this * rate
 FINE_TUNE = 0  # more epochs, with the last part of a pretrained MODEL trained, too; 0 or more
-SEED = 0  # start of the random numbers of the training, 0 to 4294967295
+SEED = 0  # start of the random numbers in training, 0 to 4294967295
 # results
-OUTPUT_DIR = "outputs"  # folder for results, with a sub-folder for each data set, for its last run
+OUTPUT_DIR = "outputs"  # folder for results; the last run on each data set has a sub-folder
 RESUME = False  # continue a run that was cut off, from its last finished epoch
 PREDICT = []  # pictures to classify with the network of an earlier run, instead of training
 
@@ -145,7 +145,7 @@ def main(words=()):
     return model, history, metrics
 
 
-# %% 1. Data: images to learn from, to watch the learning with, and to test on
+# %% 1. Data: images to learn from, to monitor learning, and to test on
 # An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
 # (bright). One channel is grey; three are red, green and blue. The label of an image is the index
 # of its class: 0 for the first class. In the shapes of arrays below, n stands for how many images
@@ -440,7 +440,7 @@ def draw_one_filter(folder):
                      form=".1f")
     axes[5].semilogy([loss for _, loss in history])
     axes[5].yaxis.set_major_formatter("{x:g}")
-    axes[5].set(xlabel="steps", ylabel="loss (per line: x 10)",
+    axes[5].set(xlabel="steps", ylabel="loss (each line: 10 times more)",
                 title="loss: the mean of\n(sum - wanted sum) squared")
     lower.supxlabel("In a real network nobody supplies this map: there is only the label of the "
                     "image, and all filters of all layers are corrected at once.", fontsize=11)
@@ -549,7 +549,7 @@ def whitening_layer(images):
     variances, directions = np.linalg.eigh(covariance)
     # Each mixture is divided by its standard deviation (5e-4: so that nothing is divided by 0).
     filters = directions / np.sqrt(variances + 5e-4)  # (4 * channels, 4 * channels)
-    # The values of a patch are in the order row, column, channel, as a filter's weights do.
+    # The values of a patch are in the order row, column, channel, as a filter's weights are.
     filters = filters.reshape(2, 2, channels, 4 * channels)
     filters = np.concatenate([filters, -filters], axis=-1)  # (2, 2, channels, 8 * channels)
     layer = layers.Conv2D(8 * channels, 2, use_bias=False, activation="relu", name="whitening")
@@ -707,7 +707,7 @@ def make_optimizer(learning_rate, settings):
     """Return the rule that turns gradients into steps: Adam (Kingma and Ba, 2015), or SGD.
 
     SGD (stochastic gradient descent) is step 4 of chapter 3: weight - rate * gradient. Here it has
-    momentum: instead of the gradient, it uses a sum of the last ones, in which older ones count
+    momentum: instead of the gradient, it uses a sum of recent gradients, in which older ones count
     less and less, so that the randomness of single batches averages out. (nesterov: a variant.)
     Adam does the same, and divides by the usual size of each weight's gradients. Take one weight
     with gradients around 100, and one with gradients around 0.01: with a rate of 0.004, plain SGD
@@ -744,7 +744,7 @@ def make_optimizer(learning_rate, settings):
 
 
 # %% 6. Test: how good is it on images that it has never seen?
-# Try: --seed 1, then 2. How far do accuracy and loss move, though nothing was changed? A setting
+# Try: --seed 1, then 2. How far do accuracy and loss move, if nothing else is changed? A setting
 # that gains less than that may have gained nothing.
 def predict(model, images, verbose=0):
     """Return what the model says about images (n, height, width, channels), raw pixels."""
@@ -883,7 +883,7 @@ def draw_predictions(x, y, probabilities, names, title, folder):
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != y)
     surest = wrong[np.argsort(-probabilities[wrong].max(axis=1))[:30]]  # argsort: smallest first
     draw_answers(x[surest], y[surest], probabilities[surest], names,
-                 f"{title}: {len(wrong):,} answers to {len(y):,} test images are wrong, the surest "
+                 f"{title}: wrong answers, {len(wrong):,} of {len(y):,} test images, the surest "
                  "first. Is it always the network that is wrong?",
                  folder / "confident_mistakes.png")
 
@@ -1073,7 +1073,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
-    features, head = model.layers  # when the head learns, the model has learned
+    features, head = model.layers  # the head is part of the model: training it trains both
     # The frozen part makes the same features from a picture in every epoch, so each picture (and
     # each mirrored one) goes through it only once. Then the head is trained alone, on these
     # features.
@@ -1128,7 +1128,7 @@ def load_own_data(settings):
     elif path.is_file() and path.suffix.lower() == ".npz":
         parts = read_npz(path)
     else:
-        stop(f"--dataset {dataset} {'is of another kind' if path.exists() else 'does not exist'}: "
+        stop(f"--dataset {dataset} {'is not a data set' if path.exists() else 'does not exist'}: "
              f"it can be {', '.join(CLASS_NAMES)}, a folder that holds a folder of pictures for "
              "each class, or an .npz file with x_train and y_train.")
     parts = without_colour(parts, dataset)
@@ -1154,7 +1154,7 @@ def load_own_data(settings):
 
 
 def check_parts(parts, class_names, dataset):
-    """Warn of what would make the results of a data set of one's own worthless; stop if it is bad.
+    """Warn of what would make results on your own data set worthless; stop if it is serious.
 
     parts: {"train": (images uint8, labels int, names of the images)}, and val and test.
     """
@@ -1178,17 +1178,17 @@ def read_npz(path):
     """
     parts = {}
     try:
-        held = np.load(path)  # takes no pickles, which could run any code of their author's
+        held = np.load(path)  # refuses pickles, which can run code when they are loaded
         for part in [part for part in PARTS if f"x_{part}" in held or part == "train"]:
             x = held[f"x_{part}"]
-            with np.errstate(invalid="ignore"):  # no warning of NumPy's: see below
+            with np.errstate(invalid="ignore"):  # no NumPy warning: see below
                 images = x.reshape(*x.shape[:3], -1).astype("uint8")
             labels = held[f"y_{part}"].ravel().astype(str)
             labels = np.array([in_one_form(label) for label in labels])
             names = np.array([f"x_{part}[{i}]" for i in range(len(x))])
             parts[part] = (images, labels, names)
             # uint8 holds whole numbers from 0 to 255: any others were changed by it. If all are
-            # below 64, they had been scaled.
+            # below 64, they were probably scaled before.
             fits = (images.shape[3:] in [(1,), (3,)] and len(labels) == len(x)
                     and images.shape[1:] == parts["train"][0].shape[1:]
                     and images.max() >= 64 and np.array_equal(images.reshape(x.shape), x))
@@ -1240,7 +1240,7 @@ def read_folder(folder, image_size, output_dir):
 
 
 def look_into(folder):
-    """Return the files in a folder and its sub-folders, sorted, and the folders; none is hidden."""
+    """Return the files (sorted) and folders in a folder and its sub-folders, except hidden ones."""
     files = []
     folders = [folder]
     # Each folder is entered once, and none above the first one: a link may lead back there.
@@ -1269,7 +1269,7 @@ def find_parts(folder, groups, folders):
     arounds = dict(found or [("train", folder)])
     if "train" not in arounds or len(arounds) < len(found):
         stop(f"which folder of {folder} is the training part? Exactly one name must contain train, "
-             f"and at most one each val and test. Found: {first_few([pair[1] for pair in found])}.")
+             f"and at most one val, and one test. Found: {first_few([pair[1] for pair in found])}.")
     classes = [path for path in folders if path.parent == arounds["train"]]
     named_as_parts = [path for path in classes if part_of(path)]
     several = len({part_of(path) for path in named_as_parts}) > 1
@@ -1307,8 +1307,8 @@ def without_colour(parts, dataset):
     if any(coloured):
         if np.mean(coloured) < 0.1:  # too few to learn what colours mean
             warn(f"few training images of {dataset} are in colour: {first_few(names[coloured])}"
-                 ". Colour photos may get wrong answers. Without these, or with grey copies of "
-                 "them, all become grey.")
+                 ". Colour photos may get wrong answers. If these are removed or made grey, all "
+                 "images become grey.")
         return parts
     print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
     for part, (images, *others) in parts.items():
@@ -1412,7 +1412,7 @@ def is_pen_on_paper(picture, image_shape, about):
         return False
     values = np.asarray(picture)
     border = np.median(np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]]))
-    if about["built_in"]:  # people show it photos, of boards, too
+    if about["built_in"]:  # people show it photos, even of blackboards
         return values.shape != image_shape[:2] or border >= 25
     return border > 127  # drawings of the user's own set, of any size
 
@@ -1454,8 +1454,8 @@ def prepare_drawing(picture, image_shape, about):
     around = 9 if np.ptp(corners) > 30 else 31  # 31 covers all parts from each one
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
-    # The noise of a camera is no ink: ink differs from the paper by 10 of 255 or more, and by much
-    # more than most pixels do. (In a small copy, there is less noise.)
+    # Camera noise is not ink: ink differs from the paper by 10 of 255 or more, and by much more
+    # than most pixels do. (In a small copy, there is less noise.)
     small = Image.fromarray((grey - paper).astype("float32"))
     small.thumbnail((100, 100), Image.Resampling.BOX)
     difference = np.abs(small)
@@ -1470,7 +1470,7 @@ def prepare_drawing(picture, image_shape, about):
     remark = ""
     if drawing.width / drawing.height > about["widest"]:
         remark = "wider than the training images (one drawing each? see predictions.png)"
-    # Put it in the middle of a black frame, as much larger than the ink as in training images.
+    # Put it in the middle of a black frame, larger than the ink by the same factor as in training.
     scale = max(drawing.width / width, drawing.height / height) / about["ink_share"]
     frame = Image.new("L", (round(scale * width), round(scale * height)))
     frame.paste(drawing, ((frame.width - drawing.width) // 2, (frame.height - drawing.height) // 2))
@@ -1565,7 +1565,7 @@ def network_steps(model):
 
     def add(kind, shape=(), weights=(), **more):
         if kind not in ("convolution", "scale", "pooling", "relu", "softmax"):
-            raise ValueError(f"it does not compute {kind} ({layer.name})")
+            raise ValueError(f"the page can't compute {kind} ({layer.name})")
         text = base64.b64encode(np.asarray(weights, "<f4").tobytes()).decode("ascii")
         steps.append({"kind": kind, "shape": list(shape), "weights": text, **more})
 
@@ -1574,7 +1574,7 @@ def network_steps(model):
         channels = layer.output.shape[-1]
         for name, value in PAGE_TAKES.get(kind, {}).items():
             if getattr(layer, name) != value:
-                add(f"{kind} with other {name} than {value}")
+                add(f"{kind} with {name} other than {value}")
         if kind == "Dense" and len(layer.input.shape) > 2:
             add("Dense on maps, without Flatten")
         if kind in ("Normalization", "BatchNormalization"):
@@ -1597,7 +1597,7 @@ def network_steps(model):
         elif kind not in ("Dropout", "Flatten") and not kind.startswith("Random"):
             add(kind.lower())  # relu, or one that the page does not know
         if kind != "Flatten":
-            maps = (1, 1, *layer.output.shape[1:])[-3:]  # behind a dense layer: (1, 1, channels)
+            maps = (1, 1, *layer.output.shape[1:])[-3:]  # after a dense layer: (1, 1, channels)
     return steps
 
 
@@ -1614,7 +1614,7 @@ def write_page(model, class_names, about, title, folder):
     try:
         *steps, end = network_steps(model)
         if not isinstance(last, layers.Dense) or end["kind"] != "softmax":
-            raise ValueError(f"its last layer ({last.name}) is not Dense with softmax")
+            raise ValueError(f"the last layer ({last.name}) is not Dense with softmax")
     except ValueError as error:
         return warn(f"no try_it.html, which is for networks like those of MODEL cnn: {error}.")
     # The sums of the last layer for a pattern, before softmax: the page has to find the same ones.
@@ -1632,7 +1632,7 @@ def write_page(model, class_names, about, title, folder):
     path.write_text(PAGE.replace("@@THE TRAINED NETWORK@@", text), encoding="utf-8")
     megabytes = path.stat().st_size / 1e6
     if megabytes > 10:
-        warn(f"try_it.html has {megabytes:.0f} MB: slow to send, to open and to answer. It becomes "
+        warn(f"try_it.html is {megabytes:.0f} MB: slow to send, to open and to answer. It becomes "
              "smaller with --dense-units 0 (global pooling), fewer --filters or a smaller "
              "--image-size.")
 
@@ -1845,7 +1845,7 @@ def open_results_folder(settings, data_hash):
         except FileNotFoundError:
             stop(f"another program has just continued {found[-1]}.")
     if found:
-        print(f"{found[-1]} is a run with these settings and this data that is unfinished, or "
+        print(f"{found[-1]} is an unfinished run with these settings and this data, or one "
               "still going in another window. This run begins anew; --resume would continue an "
               "unfinished one.")
     results.parent.mkdir(parents=True, exist_ok=True)
@@ -2045,7 +2045,7 @@ def print_experiments(rows):
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
         table.loc[i, ""] = "best" if i == best else ""
     print(f"Runs on these images: {len(same_data)}. The latest ones, and the one with the best "
-          "validation accuracy. Another --seed alone changes the results, too:\n"
+          "validation accuracy. A different --seed alone changes results, too:\n"
           f"{table.to_string(index=False)}")
 
 
@@ -2217,7 +2217,7 @@ function read(canvas, height, width) {
   });
 }
 
-// The paper at each pixel: the median of the pad or, in uneven light, of 9 x 9 of 16 x 16 parts.
+// The paper at each pixel: the median of the pad or, in uneven light, of the 9 x 9 parts near it.
 function findPaper(height, width) {
   const parts = read(pad, 16, 16);
   const corners = [parts[0][0], parts[0][15], parts[15][0], parts[15][15]];
@@ -2246,7 +2246,7 @@ function isToBeCutOut(copy) {
   if (onPad === "drawing") return true;
   const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
   const border = quantile([copy[0], copy.at(-1), sides], 0.5);
-  if (!data.built_in) return border > 127;  // to own sets, only bright paper is foreign
+  if (!data.built_in) return border > 127;  // for your own data, only bright paper is new
   return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
 }
 
@@ -2371,8 +2371,8 @@ document.onpaste = (event) => openPicture(event, event.clipboardData);
 document.ondrop = (event) => openPicture(event, event.dataTransfer);
 document.ondragover = (event) => event.preventDefault();
 
-// ---------- The answer ---------- The image is prepared first, the network runs a moment later:
-// the pen does not wait for both.
+// ---------- The answer ----------
+// The image is prepared first, the network runs a moment later: so the pen need not wait for both.
 function look() {
   const [image, remark] = prepare();
   paint(element("seen"), image ?? makeMaps(HEIGHT, WIDTH, () => [0]));

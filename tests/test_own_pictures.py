@@ -357,7 +357,7 @@ def test_forms_of_one_picture(tmp_path):
 @pytest.mark.parametrize("dataset, words", [
     ("one", ["1 classes"]), ("few", ["7 (a, b, c, d, e ...)", "fewer than 3"]),
     ("unknown", ["1 (blue)", "fewer than 3"]), ("shade", ["100% of the train images", "one shade"]),
-    ("empty", ["there are no pictures"]), ("table.csv", ["is of another kind", "npz"]),
+    ("empty", ["there are no pictures"]), ("table.csv", ["is not a data set", "npz"]),
     ("https://example.org/x.zip", ["does not exist"])])
 def test_what_can_not_be_learned(settings, capsys, dataset, words):
     fill("one", ["red"])

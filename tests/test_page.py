@@ -136,20 +136,20 @@ def test_global_max_pooling_is_pooling_of_the_whole_map(opened):
 
 @pytest.mark.parametrize("layer, words", [
     (layers.GlobalAveragePooling2D(), "globalaveragepooling2d"),
-    (layers.Conv2D(2, 3, strides=2), "Conv2D with other strides"),
-    (layers.Conv2D(2, 3, dilation_rate=2), "Conv2D with other dilation_rate"),
-    (layers.Conv2D(2, 3, groups=2), "Conv2D with other groups"),
+    (layers.Conv2D(2, 3, strides=2), "Conv2D with strides other than"),
+    (layers.Conv2D(2, 3, dilation_rate=2), "Conv2D with dilation_rate other than"),
+    (layers.Conv2D(2, 3, groups=2), "Conv2D with groups other than"),
     (layers.Conv2D(2, 3, activation="tanh"), "tanh"),
     (layers.Conv2D(2, 3, activation="relu6"), "relu6"),
     (layers.MaxPooling2D(3, strides=1), "maxpooling2d"),
-    (layers.MaxPooling2D(2, padding="same"), "MaxPooling2D with other padding"),
-    (layers.ReLU(6), "ReLU with other max_value"),
-    (layers.ReLU(negative_slope=0.1), "ReLU with other negative_slope"),
-    (layers.ReLU(threshold=1), "ReLU with other threshold"),
+    (layers.MaxPooling2D(2, padding="same"), "MaxPooling2D with padding other than"),
+    (layers.ReLU(6), "ReLU with max_value other than"),
+    (layers.ReLU(negative_slope=0.1), "ReLU with negative_slope other than"),
+    (layers.ReLU(threshold=1), "ReLU with threshold other than"),
     (layers.LeakyReLU(), "leakyrelu"), (layers.Dense(3), "Dense on maps")])
 def test_a_layer_that_the_page_can_not_compute_is_named(tmp_path, capsys, layer, words):
     script.write_page(small_network(layer), TEN, PHOTOS, "T", tmp_path)
-    assert f"it does not compute {words}" in capsys.readouterr().err
+    assert f"the page can't compute {words}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -160,7 +160,7 @@ def test_a_network_that_does_not_end_in_dense_with_softmax_gets_no_page(tmp_path
     model = small_network(layers.GlobalMaxPooling2D())
     model.add(end)
     script.write_page(model, TEN, PHOTOS, "T", tmp_path)
-    assert f"its last layer ({end.name}) is not Dense with softmax" in capsys.readouterr().err
+    assert f"the last layer ({end.name}) is not Dense with softmax" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -188,7 +188,7 @@ def test_a_page_that_computes_something_else_says_so(opened, monkeypatch, right,
 
 
 def test_a_page_of_many_megabytes_gets_a_word(tmp_path, capsys):
-    for units, words in ((9000, ""), (30000, "try_it.html has 25 MB")):
+    for units, words in ((9000, ""), (30000, "try_it.html is 25 MB")):
         model = small_network(layers.Flatten(), layers.Dense(units))
         script.write_page(model, TEN, PHOTOS, "T", tmp_path)
         said = capsys.readouterr().err

@@ -316,21 +316,21 @@ def test_confident_mistakes_are_all_mistakes_the_surest_first(pictures, tmp_path
     figure = pictures["confident_mistakes.png"]
     surest_first = sorted(range(20), key=lambda i: -answers[2][i].max())
     assert_answers_are_shown(figure, surest_first, answers, "abc")
-    assert "20 answers to 60 test images are wrong" in texts_of(figure)
+    assert "wrong answers, 20 of 60 test images" in texts_of(figure)
 
 
 def test_of_many_mistakes_thirty_are_shown(pictures, tmp_path, answers):
     y, said, probabilities = answers
     draw_predictions(tmp_path, ((said + 1) % 3, said, probabilities))
     assert len(shown_numbers(pictures["confident_mistakes.png"])) == 30
-    assert "60 answers to 60" in texts_of(pictures["confident_mistakes.png"])
+    assert "wrong answers, 60 of 60" in texts_of(pictures["confident_mistakes.png"])
 
 
 def test_a_network_without_a_mistake_has_an_empty_picture_of_mistakes(pictures, tmp_path):
     y = np.arange(3)
     draw_predictions(tmp_path, (y, y, np.eye(3)))
     figure = pictures["confident_mistakes.png"]
-    assert images_of(figure) == [] and "0 answers to 3 test images are wrong" in texts_of(figure)
+    assert images_of(figure) == [] and "wrong answers, 0 of 3 test images" in texts_of(figure)
     assert len(images_of(pictures["sample_predictions.png"])) == 3
 
 
