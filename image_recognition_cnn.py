@@ -836,7 +836,7 @@ def draw_curves(history, title, folder):
     axes[1].legend()
     axes[2].plot(epochs, history["learning_rate"], "D-", color="C2")
     titles = ["Accuracy: share of right answers", "Loss: how wrong it is",
-              "Learning rate: the factor of each step, at the epoch's end"]
+              "Learning rate, at the end of the epoch"]
     for axis, text in zip(axes, titles):
         axis.set_title(text, fontsize=11)
         axis.set(xlabel="epoch (one pass over the training images)", xlim=(0.5, len(epochs) + 0.5))
