@@ -70,7 +70,7 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of any), 8 to 512
-VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of the images held back, 0.001 to 0.9
+VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of training images held out, 0.001 to 0.9
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
@@ -309,7 +309,7 @@ def draw_grid(figure, images, texts, columns):
 #     0 3 9     -1 0 1     4 + 9 + 8 - 0 - 0 - 0 = 21 (the middle column has weight 0)
 #     0 2 8     -1 0 1
 # In 8x8 pixels there are 6x6 such patches. Their 36 sums are the filter's map of the image, and the
-# whole operation is called a convolution. Among patches of the same brightness, a large sum says
+# whole operation is called a convolution. Among patches of the same contrast, a large sum says
 # that the patch is like the filter: darker on the left, brighter on the right, so a stroke begins
 # here. ReLU turns sums below 0 into 0.
 #
@@ -326,8 +326,9 @@ def draw_grid(figure, images, texts, columns):
 # the factor that makes a step large or small, is 0.005: the weight becomes 0.126 - 0.005 * 79.7 =
 # -0.27. The other eight are changed in the same way, and the loss falls from 299 to 132. (This is
 # called gradient descent.)
-# Try: write rate=0.01 below and run again. In one_filter.png, the loss now grows. Why? (A step that
-# is too large goes beyond the lowest point, and ends up higher on the other side.)
+# Try: write rate=0.01 below and run again. In one_filter.png, the loss falls once, then it grows
+# and grows. Why? (A step that is too large goes beyond the lowest point, and ends up higher on the
+# other side.)
 def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
     """Learn the nine weights of a filter; return (weights, loss) of each step, from step 0 on.
 
@@ -355,7 +356,7 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #   recognized wherever it is. If each pixel had weights of its own, each place would have to learn
 #   the stroke anew.
 # - ReLU comes between the layers: without it, several convolutions or dense layers, one after
-#   another, could do no more than one, as sums of sums are only sums.
+#   another, could do no more than a single larger one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
 #   half as high and half as wide, and a pattern may lie a pixel further left or right, often
 #   without changing anything.
@@ -535,7 +536,7 @@ def whitening_layer(images):
 
     On a first reading, read the why and skip the how. Neighbouring pixels are nearly equal, so most
     of what a first layer sees is repetition. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated (none says what another has said) and have a standard deviation of about 1
+    that are uncorrelated (none tends to grow with another), with a standard deviation of about 1
     (before ReLU). With inputs of equal spread, one rate suits all weights (Page, 2019; Jordan,
     2024). Each filter occurs twice, once negated, because ReLU removes what is below 0.
     """
@@ -664,8 +665,9 @@ def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0
                   epochs=settings.EPOCHS, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
                   callbacks=after_each_epoch(model, folder, settings, first_epoch))
     except KeyboardInterrupt:
-        print("\nCtrl-C ends the training. What was learned so far is tested, drawn and saved.")
-    return read_history(folder, settings)
+        print("\nCtrl-C ends the training. If an epoch was finished, what was learned so far is "
+              "tested, drawn and saved.")
+    return read_history(folder)
 
 
 def batches(images, labels, num_classes, settings, shuffled=False):
@@ -711,7 +713,7 @@ def make_optimizer(learning_rate, settings):
     less and less, so that the randomness of single batches averages out. (nesterov: a variant.)
     Adam does the same, and divides by the usual size of each weight's gradients. Take one weight
     with gradients around 100, and one with gradients around 0.01: with a rate of 0.004, plain SGD
-    moves them by 0.4 and 0.00004, Adam moves both alike, by at most about 0.004. So Adam needs
+    moves them by 0.4 and 0.00004, Adam moves both alike, usually by 0.004 or less. So Adam needs
     other rates than SGD.
     Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY * rate: 0.25 *
     0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a step of the same
@@ -1768,7 +1770,7 @@ def checked(name, value):
     if name == "FILTERS" and not values:
         stop("FILTERS can't be empty: it takes a number for each block, and at least one.")
     for one in values:
-        fits = one != "" and (type(one) is kind or (kind is float and type(one) is int))
+        fits = (type(one) is kind or (kind is float and type(one) is int)) and one != ""
         if fits and limits:
             fits = one in limits if kind is str else limits[0] <= one <= limits[1]
         if not fits:
@@ -1856,11 +1858,13 @@ def open_results_folder(settings, data_hash):
 
 def remove_forgotten_runs(output_dir):
     """Remove unfinished runs in which nothing has happened for 30 days."""
-    for folder in output_dir.glob("*.unfinished_*"):
+    for folder in output_dir.glob("*.unfinished_????????_????????_??????_*"):
         with contextlib.suppress(FileNotFoundError):  # another run has just finished
-            if time.time() - folder.stat().st_mtime > 30 * 24 * 3600:  # seconds
-                print(f"Removed, unfinished and untouched for 30 days: {folder}")
+            # An epoch changes the time of the sub-folder only.
+            newest = max(path.stat().st_mtime for path in [folder, *folder.glob("resume")])
+            if time.time() - newest > 30 * 24 * 3600:  # seconds
                 shutil.rmtree(folder, ignore_errors=True)
+                print(f"Removed, unfinished and untouched for 30 days: {folder}")
 
 
 def remove_if_untrained(folder):
@@ -1930,22 +1934,24 @@ def after_each_epoch(model, folder, settings, first_epoch):
     return [callbacks.LambdaCallback(on_epoch_end=keep), callbacks.TerminateOnNaN()]
 
 
-def read_history(folder, settings):
+def read_history(folder):
     """Return the table of the epochs; stop if there is none, or if the training has failed."""
     table = folder / "resume" / "history.csv"
     if not table.exists():
         stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
     history = pd.read_csv(table)
     if not np.isfinite(history["loss"].iloc[-1]):
-        shutil.rmtree(folder)  # RESUME must not continue this
-        stop(f"The loss became NaN (not a number), most often because the steps were too large: "
-             f"try --learning-rate {settings.LEARNING_RATE / 10:g}.")
+        shutil.rmtree(folder, ignore_errors=True)  # RESUME must not continue this
+        stop("The loss became NaN (not a number), most often because the steps were too large: "
+             "try a --learning-rate ten times smaller or, if it was in fine-tuning, no "
+             "--fine-tune.")
     return history
 
 
 @contextlib.contextmanager
 def one_at_a_time(lock):
     """Wait until no other run holds the lock, a folder: only one of two programs can make it."""
+    begun = time.monotonic()
     while True:
         try:
             lock.mkdir()
@@ -1955,11 +1961,13 @@ def one_at_a_time(lock):
                 # It is held for less than a second. So a run that was killed has left this one:
                 if time.time() - lock.stat().st_mtime > 10:  # seconds
                     lock.rmdir()
+            if time.monotonic() - begun > 60:
+                raise TimeoutError(f"{lock} does not go away: remove it") from None
             time.sleep(0.1)
     try:
         yield
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # if it can't be removed now, the next run tries again
             lock.rmdir()
 
 
@@ -1979,6 +1987,7 @@ def publish_results(folder, settings, results, history):
     place.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in folder.iterdir() if path.is_file()}
     with one_at_a_time(place.with_name(f"{place.name}.lock")):
+        results_folder(settings)  # another data set of this name may just have taken the place
         for old in ["model.json", *NOT_OF_EVERY_RUN]:
             (place / old).unlink(missing_ok=True)
         for name in [*sorted(names - {"model.json"}), "model.json"]:
@@ -1991,8 +2000,8 @@ def publish_results(folder, settings, results, history):
 def record_experiment(settings, metrics, data_hash):
     """Add a row to experiments.csv; print the last runs on the same images, and the best one."""
     path = pathlib.Path(settings.OUTPUT_DIR, "experiments.csv")
-    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S"), **vars(settings), "DATA": data_hash,
-           **metrics}
+    row = {"TIME": time.strftime("%Y-%m-%d %H:%M:%S"), **vars(settings),
+           "DATASET": readable(settings.DATASET), "DATA": data_hash, **metrics}
     for name in [*WITHOUT_EFFECT, "classes", "confusion_matrix", "settings", "versions"]:
         row.pop(name, None)
     rows = pd.DataFrame([row]).astype(str)
@@ -2032,7 +2041,7 @@ def read_experiments(path):
 def print_experiments(rows):
     """Print the last three runs on the images of the last one, and the best of all."""
     accuracies = pd.to_numeric(rows["validation_accuracy"], errors="coerce")
-    same_data = rows[(rows["DATA"] == rows["DATA"].iloc[-1]) & accuracies.notna()]
+    same_data = rows[(rows["DATA"] == rows["DATA"].iloc[-1]) & accuracies.between(0, 1)]
     best = accuracies[same_data.index].idxmax()
     shown = same_data.loc[sorted({best, *same_data.index[-3:]})]
     changed = [name for name in [*RULES, "epochs_trained"]

@@ -216,7 +216,7 @@ def test_an_unfinished_run_with_a_trained_epoch_stays_at_the_end_of_the_program(
 
 def test_a_loss_that_is_no_number_ends_the_training_with_one_sentence(quick, capsys):
     changes = dict(EPOCHS=50, LEARNING_RATE=10.0, WEIGHT_DECAY=100.0)
-    with one_sentence(capsys, "NaN", "--learning-rate 1."):
+    with one_sentence(capsys, "NaN", "--learning-rate ten times smaller"):
         quick(**changes)
     with one_sentence(capsys, "no unfinished run"):
         quick(RESUME=True, **changes)
@@ -334,16 +334,19 @@ def test_each_part_of_the_data_counts_as_data(run, monkeypatch):
 
 
 def test_forgotten_runs_are_removed_after_thirty_days(settings):
-    days = {"digits.unfinished_a": 30.001, "pets.unfinished_b": 99, "digits.unfinished_c": 29.999,
-            "digits": 99, "my_unfinished_work": 99}
+    old = "digits.unfinished_12345678_20250101_000000_"
+    older = "pets.unfinished_12345678_20240101_000000_b"
+    days = {f"{old}a": 30.001, older: 99, f"{old}c": 29.999, f"{old}resumed": 99, "digits": 99,
+            "thesis.unfinished_draft": 99}
     for name, age in days.items():
-        (OUTPUTS / name).mkdir(parents=True)
-        (OUTPUTS / name / "history.csv").write_text("epoch\n0\n")
-        then = time.time() - age * 24 * 3600
-        os.utime(OUTPUTS / name, (then, then))
+        (OUTPUTS / name / "resume").mkdir(parents=True)
+        for folder in (OUTPUTS / name / "resume", OUTPUTS / name):
+            then = time.time() - age * 24 * 3600
+            os.utime(folder, (then, then))
+    os.utime(OUTPUTS / f"{old}resumed" / "resume")  # an epoch has just ended there
     begun = script.open_results_folder(settings(), "x")
     left = {path.name for path in OUTPUTS.iterdir()}
-    assert left == {"digits.unfinished_c", "digits", "my_unfinished_work", begun.name}
+    assert left == {f"{old}c", f"{old}resumed", "digits", "thesis.unfinished_draft", begun.name}
 
 
 # Results take their place
@@ -490,6 +493,19 @@ def test_a_lock_that_a_killed_run_has_left_holds_up_ten_seconds(tmp_path, monkey
     with script.one_at_a_time(lock):
         assert 10 < clock[0] - made < 10.5 and lock.exists()
     assert not lock.exists()
+
+
+def test_a_lock_that_can_not_be_removed_is_an_error_after_a_minute(tmp_path, monkeypatch):
+    lock = tmp_path / "lock"
+    lock.mkdir()
+    (lock / "mine").write_text("so it is not empty")
+    clock = [1e10]
+    monkeypatch.setattr(script.time, "time", lambda: clock[0])
+    monkeypatch.setattr(script.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(script.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    with pytest.raises(OSError, match="does not go away"), script.one_at_a_time(lock):
+        pass
+    assert 60 < clock[0] - 1e10 < 61
 
 
 def test_a_lock_is_free_again_whatever_happens(tmp_path, monkeypatch):
@@ -660,3 +676,16 @@ def test_a_row_without_an_accuracy_stays_and_is_not_compared(record):
     table.to_csv(TABLE, index=False)
     assert [row[0] for row in record(0.8)[1]] == ["90.0%", "80.0%"]
     assert list(pd.read_csv(TABLE)["validation_accuracy"].fillna(0)) == [0.9, 0, 0.8]
+
+
+def test_an_odd_number_in_the_table_is_no_accuracy(record):
+    record(0.9)
+    TABLE.write_text(TABLE.read_text().replace("0.9", "9791666666666666"))  # by a spreadsheet
+    _, [only] = record(0.8, SEED=1)
+    assert only[0] == "80.0%" and only[-1] == "best"
+
+
+def test_a_name_that_is_no_utf8_is_recorded(record):
+    for seed in (1, 2):  # the first row makes the table, the second is added
+        record(0.9, DATASET=os.fsdecode(b"caf\xe9"), SEED=seed)
+    assert list(pd.read_csv(TABLE)["DATASET"]) == ["caf\\udce9"] * 2
