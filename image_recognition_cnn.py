@@ -69,7 +69,7 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 # the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
-IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of any), 8 to 512
+IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of training images held out, 0.001 to 0.9
 SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift of an image, in pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
@@ -215,7 +215,7 @@ def split(part, share):
 # %% 2. A look at the data: before any training, know what you have
 # Is every class present, and are all about equally frequent? Are the labels right? Would you
 # recognize the images yourself? And how good are answers without a network? The network has to beat
-# them. (On digits: 10.4 % for always the commonest class, 91.0 % for logistic regression.)
+# them. (On digits: 10.4 % for always saying the commonest class, 91.0 % for logistic regression.)
 # Try: --shift 3 --mirror. Look at the bottom row of training_images.png: are these still digits
 # that somebody could have written, and do their labels still fit?
 
@@ -379,10 +379,10 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #     if relu(...) moves by 1, the answer moves by w2:                                 0.5
 #     if w1 * x moves by 1, relu(...) moves by 1 (below 0, it would not move at all):  1 * 0.5
 #     if w1 moves by 1, w1 * x moves by x:                                             2 * 1 * 0.5
-# So the answer moves just as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss after
-# it multiplies this by one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted). Where
-# a weight acts in several ways, as a filter does at 36 places, these parts are added up. TensorFlow
-# does all this for each weight of a network, from the loss backwards, which is called
+# So the answer moves just as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss that
+# follows multiplies this by one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted).
+# Where a weight acts in several ways, as a filter does at 36 places, these parts are added up.
+# TensorFlow does all this for each weight of a network, from the loss backwards, which is called
 # backpropagation.
 #
 # Batch, step, epoch. The default run has 1,294 training images. A step takes only 32 of them, a
@@ -568,7 +568,7 @@ def whitening_layer(images):
 
 
 def add_block(model, filters, name, settings):
-    """Add layers from maps (height, width, any) to maps (height // 2, width // 2, filters).
+    """Add layers that turn maps (height, width, any) into (height // 2, width // 2, filters).
 
     Pooling comes right after the first convolution, so that the second one works on a quarter of
     the places (Jordan, 2024): on cifar10, the network needs only half as many multiplications.
@@ -603,7 +603,7 @@ def start_as_identity(model):
     """Make the first filters of each convolution copy one input map each, not start at random.
 
     The network then begins by passing its input on through the blocks (apart from ReLU and pooling,
-    and as far as there are filters), and learns what to change (Jordan, 2024). Filters beyond the
+    and if there are enough filters), and learns what to change (Jordan, 2024). Filters beyond the
     number of input maps stay random: in the first convolution on digits, 56 of 64, as only 8 maps
     come in.
     """
@@ -820,7 +820,7 @@ def report(results, probabilities, y_test, class_names, folder):
 
 # %% 7. Pictures of the results: look at them before you read on; each says what it shows
 # Most of this chapter is drawing code: on a first reading, read its docstrings, and go on with
-# chapter 8. Of the curves: where there are few validation images, such as 144, a zigzag is luck.
+# chapter 8. About the curves: where there are few validation images, such as 144, a zigzag is luck.
 def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as train() returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -969,7 +969,7 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
     """Draw the first filters, the maps of one image, and the parts with the strongest responses.
 
     Filters after the first layer can't be shown as pictures: they work on maps, not on colours. But
-    one can find the images to which they respond (Zeiler and Fergus, 2014). Shapes:
+    one can find the images to which they respond (Zeiler and Fergus, 2014). Shapes: see
     draw_predictions().
     """
     blocks = [layer for layer in model.layers if layer.name.startswith("block_")]
@@ -996,7 +996,7 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
         up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
         maps = up_to_block.predict(images, verbose=0)  # (n, rows, columns, filters)
         strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # six filters, by image 0
-        # A part is about what one place of the map sees through all layers before it: on cifar10,
+        # A part is roughly what one place of the map sees through all layers before it: on cifar10,
         # 9, 23 and 51 pixels in blocks 1, 2 and 3, so about five times the place itself. On digits,
         # it is the whole image.
         side = min(5 * images.shape[1] // maps.shape[1], *images.shape[1:3])
@@ -1032,11 +1032,11 @@ def strongest_parts(maps, images, side):
 
 # %% 8. Transfer learning: a network that knows a million pictures; not for MODEL "cnn"
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
-# network has learned to recognize there are useful for other photos, too. So all its layers but the
-# last, the base, are kept as they are (frozen), and only a new last layer, the head, is trained.
-# For that, few pictures are enough: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the
-# test images right, and the CNN of chapter 4 got 36 % (one run each). With FINE_TUNE, some more
-# layers learn at the end.
+# network has learned to recognize there are useful for other photos, too. So the base (all layers
+# but the last) is kept as it is (frozen), and only a new last layer, the head, is trained. For
+# that, few pictures are enough: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the test
+# images right, and the CNN of chapter 4 got 36 % (one run each). With FINE_TUNE, some more layers
+# learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
     "vgg16": (keras.applications.vgg16, "VGG16"),
@@ -1082,7 +1082,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
 
 def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     """Train the head, then, with FINE_TUNE, the last part of the base too; return the history."""
-    features, head = model.layers  # the head is part of the model: training it trains both
+    features, head = model.layers  # the head is part of the model: training it changes the model
     # The frozen part makes the same features from a picture in every epoch, so each picture (and
     # each mirrored one) goes through it only once. Then the head is trained alone, on these
     # features.
@@ -1316,8 +1316,8 @@ def without_colour(parts, dataset):
     if any(coloured):
         if np.mean(coloured) < 0.1:  # too few to learn what colours mean
             warn(f"few training images of {dataset} are in colour: {first_few(names[coloured])}"
-                 ". Colour photos may get wrong answers. If these are removed or made grey, all "
-                 "images become grey.")
+                 ". Colour photos may get wrong answers. If those few are removed or made grey, "
+                 "all images become grey.")
         return parts
     print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
     for part, (images, *others) in parts.items():
@@ -1329,7 +1329,7 @@ def without_colour(parts, dataset):
 def warn_of_copies(training, validation, test):
     """Warn if images of the other parts are training images, too: the network knows them by heart.
 
-    Small versions are compared, so that a picture that was saved again is a copy as well. Their
+    Small versions are compared, so that a picture that was saved again is found as well. Their
     distance is 1 minus their correlation. The limit was found by trial: copies are below it, other
     images of MNIST and CIFAR-10 hardly ever are.
     """
@@ -1379,7 +1379,7 @@ def read_picture(path, image_shape, about):
         # Given the path, Pillow 13 reads some rotated TIFFs wrong; given the open file, it doesn't.
         with open(path, "rb") as file, Image.open(file) as picture:
             if picture.mode[0] in "IF" or re.search(";16[BLN]", str(picture.tile)):
-                return None, "skipped, with more than 8 bits per value: save them with 8 bits"
+                return None, "skipped, with more than 8 bits per value (save them with 8 bits)"
             if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # MPO: from phones
                 remark = "with several pages or frames, of which only the first is read"
             # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that is enough: much faster.
@@ -1411,7 +1411,7 @@ def kind_of_file(path):
         return "empty or text files"
     is_heic = head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")  # from phones
     kind = "HEIC" if is_heic else path.suffix
-    return f"{kind} files that Pillow can't read: save them as JPEG or PNG"
+    return f"{kind} files that Pillow can't read (save them as JPEG or PNG)"
 
 
 def is_pen_on_paper(picture, image_shape, about):
@@ -1427,7 +1427,7 @@ def is_pen_on_paper(picture, image_shape, about):
 
 
 def describe_drawings(x_train):
-    """Return whether the training images are drawings in white on black, and the size of ink.
+    """Return whether the training images are drawings in white on black, and the size of the ink.
 
     Nearly all of them are grey, with a dark border, a bright spot and ink of about the same size.
     That is true of digits, MNIST and Fashion-MNIST, but not of photos, or of cells under a
@@ -1460,7 +1460,7 @@ def prepare_drawing(picture, image_shape, about):
     # around each.
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
     corners = parts[[0, 0, -1, -1], [0, -1, 0, -1]]
-    around = 9 if np.ptp(corners) > 30 else 31  # 31 covers all parts from each one
+    around = 9 if np.ptp(corners) > 30 else 31  # 31 covers all parts from any of them
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
     # Camera noise is not ink: ink differs from the paper by 10 of 255 or more, and by much more
@@ -1470,7 +1470,7 @@ def prepare_drawing(picture, image_shape, about):
     difference = np.abs(small)
     if np.quantile(difference, 0.999) < np.clip(20 * np.median(difference), 10, 60):
         return np.zeros(image_shape, "uint8"), "without ink"
-    ink = (grey - paper) / paper.clip(1)  # in the shade, ink and paper are equally darker
+    ink = (grey - paper) / paper.clip(1)  # in the shade, both are darker by the same factor
     if -ink.min() > ink.max():
         ink = -ink  # dark on light
     ink = (ink / np.quantile(ink, 0.999).clip(1e-9)).clip(0, 1)
@@ -2041,7 +2041,7 @@ def read_experiments(path):
     aside = path.with_name(time.strftime("experiments_set_aside_%Y%m%d_%H%M%S.csv"))
     path.replace(aside)
     warn(f"{path} is no longer the table that this program wrote, so it was renamed {aside}, and a "
-         "new one is begun.")
+         "new one was started.")
     return None
 
 

@@ -111,7 +111,7 @@ def test_what_is_left_out_is_named(settings, capsys):
     said = "\n".join(warnings)
     assert "left out: 7 (data/loose.png, data/red/inner/deep/0.png" in said
     assert "empty or text files: 9 (data/blue/empty.png" in said and said.count("text") < 7
-    assert "cut.png" in said and "save them with 8 bits: 1 (data/blue/deep.png" in said
+    assert "cut.png" in said and "save them with 8 bits): 1 (data/blue/deep.png" in said
     assert len(warnings) == 4
 
 
@@ -165,7 +165,7 @@ def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
         path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     load(settings, "data")
     said = capsys.readouterr().err
-    assert "HEIC files that Pillow can't read: save them as JPEG or PNG: 6 (data/blue/0.jpg" in said
+    assert "HEIC files that Pillow can't read (save them as JPEG or PNG): 6 (data/blue/0.jpg" in said
     assert "do not become classes: 1 (data/blue)" in said
 
 
