@@ -165,7 +165,7 @@ def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
         path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     load(settings, "data")
     said = capsys.readouterr().err
-    assert "HEIC files that Pillow can't read (save them as JPEG or PNG): 6 (data/blue/0.jpg" in said
+    assert "HEIC files that Pillow can't read (save them as JPEG or PNG): 6 (data/blue/0" in said
     assert "do not become classes: 1 (data/blue)" in said
 
 
