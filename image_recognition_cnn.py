@@ -219,7 +219,7 @@ def split(part, share):
 # Try: --shift 3 --mirror. Look at the bottom row of training_images.png: are these still digits
 # that somebody could have written, and do their labels still fit?
 
-# The pictures have colours that the colour-blind can tell apart, too. A $ in a class name does not
+# The pictures have colours that even the colour-blind can tell apart. A $ in a class name does not
 # start a formula.
 sns.set_theme(style="whitegrid", palette="colorblind", rc={"text.parse_math": False})
 
@@ -351,7 +351,7 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # those of the layer before it.
 # - A convolution has many filters, each with a map of its own: in the default run, most have 64.
 #   The maps are the channels of the next layer, as red, green and blue are those of a photo. A
-#   filter has nine weights for each channel that comes in, and adds up all products; then one more
+#   filter has nine weights for each channel that comes in, and adds up the products; then one more
 #   weight is added, the bias. Why filters? The same few weights serve all places, so a stroke is
 #   recognized wherever it is. If each pixel had weights of its own, each place would have to learn
 #   the stroke anew.
@@ -369,8 +369,8 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # The loss of a network. For each image we know the right class, and the probability p that the
 # network gives it. The loss is -log(p), the natural logarithm: -log(0.9) = 0.1, -log(0.5) = 0.7,
 # -log(0.1) = 2.3, -log(0.001) = 6.9. So being sure and wrong costs most. For several images, the
-# mean is taken. (This is called categorical crossentropy.) Guesses that give each of ten classes
-# 0.1 cost 2.3; an untrained network can cost more, as its probabilities are not equal: on digits,
+# mean is taken. (This is called categorical crossentropy.) Guesses of 0.1 for each of ten classes
+# cost 2.3; an untrained network can cost more, as its probabilities are not equal: on digits,
 # 2.4.
 #
 # The chain rule finds the gradient of a weight that is followed by other layers. Take a network of
@@ -437,7 +437,7 @@ def draw_one_filter(folder):
     axes = lower.subplots(1, 6, width_ratios=[3, 3, 3, 3, 3, 5])
     for axis, step in zip(axes, [0, 1, 3, 10, 100]):
         weights, loss = history[step]
-        draw_numbers(axis, weights.reshape(3, 3), f"after {step} steps\nloss: {loss:.3g}", -1, 1,
+        draw_numbers(axis, weights.reshape(3, 3), f"steps: {step}\nloss: {loss:.3g}", -1, 1,
                      form=".1f")
     axes[5].semilogy([loss for _, loss in history])
     axes[5].yaxis.set_major_formatter("{x:g}")
@@ -827,8 +827,8 @@ def draw_curves(history, title, folder):
     figure.suptitle(
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
-        "at the end of it.\nWhere the training loss still falls and the validation loss does not, "
-        "the network learns by heart (overfitting). The network of the last epoch is kept.",
+        "at the epoch's end.\nWhere the training loss still falls and the validation loss does not,"
+        " the network learns by heart (overfitting). The network of the last epoch is kept.",
         fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
@@ -1528,7 +1528,7 @@ def predict_pictures(settings):
     figure.suptitle("Your pictures as the network was given them, and what it takes them for")
     draw_grid(figure, images[:60], shown, columns=6)
     figure.savefig(folder / "predictions.png", dpi=120)
-    print(f"{len(shown)} of {len(titles)} are drawn in {folder / 'predictions.png'}")
+    print(f"{len(shown)} of {len(titles)} drawn in {folder / 'predictions.png'}")
     if len(paths_read) < len(paths):
         raise SystemExit(1)
 
@@ -1696,7 +1696,7 @@ plt.rcParams["font.family"] = [font for font in FONTS if font in installed]
 
 
 def stop(sentence):
-    """End the program with one sentence and exit status 2, which means wrong use."""
+    """End the program with one sentence and exit status 2, which means misuse."""
     print("image_recognition_cnn.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
     raise SystemExit(2)
 
@@ -2271,7 +2271,7 @@ function findInk(copy) {
   const paper = findPaper(copy.length, copy[0].length);
   const difference = copy.map(
     (line, row) => line.map(([value], column) => value - paper[row][column][0]));
-  // Half of the pixels differ by less than the noise, but ink by 20 times as much. Differences
+  // Half of the pixels differ by less than the noise, but ink by 20 times the noise. Differences
   // below 10 (of 255) are never ink; those above 60 always are.
   const noise = quantile(change(difference, Math.abs), 0.5);
   const strongest = Math.max(-quantile(difference, 0.001), quantile(difference, 0.999));

@@ -472,7 +472,7 @@ def test_files_folders_and_wildcards_are_asked_and_drawn(trained, monkeypatch, c
     lines = [line for line in said.out.splitlines() if line.startswith(("new", "pets"))]
     assert ended.value.code == 1 and len(lines) == 63, "1: two files could not be read"
     assert "none.png" in said.err and "broken.jpg" in said.err
-    assert "60 of 63 are drawn" in said.out
+    assert "60 of 63 drawn" in said.out
     assert_drawn(trained / "outputs/pets/predictions.png")
     with Image.open("outputs/pets/predictions.png") as drawn:  # the last row is full
         last_row = np.asarray(drawn.convert("RGB"), int)[-drawn.height // 20:]
