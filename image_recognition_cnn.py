@@ -71,7 +71,7 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
 VALIDATION_SPLIT = dict(cifar10=0.04, others=0.1)  # share of training images held out, 0.001 to 0.9
-SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift of an image, in pixels
+SHIFT = dict(digits=1, fashion_mnist=1, others=2)  # largest random shift, 0 to 512 pixels
 MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and right at random
 # model
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
@@ -79,7 +79,7 @@ FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # per 
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
 BATCH_NORMALIZATION = True  # keep the mean and spread of each layer's output steady
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
-DENSE_UNITS = dict(cifar10=0, others=128)  # size of the layer before the last; 0: none
+DENSE_UNITS = dict(cifar10=0, others=128)  # size of the layer before the last, 0 (none) to 100000
 DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to 0.99
 # training
 EPOCHS = dict(mnist=4, fashion_mnist=12, cifar10=10, others=30)  # passes over the images, 1 or more
@@ -87,7 +87,7 @@ BATCH_SIZE = dict(mnist=128, fashion_mnist=128, cifar10=128, others=32)  # image
 OPTIMIZER = "adam"  # adam or sgd
 LEARNING_RATE = dict(sgd=0.1, pretrained=0.002, cifar10=0.008, others=0.004)  # step size, up to 10
 SCHEDULE = "cosine"  # cosine (the learning rate rises, then falls to 0), or constant
-WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # a step shrinks weights by this * rate
+WEIGHT_DECAY = dict(sgd=0.01, pretrained=5.0, others=0.25)  # weights lose this * rate; 0 to 100
 FINE_TUNE = 0  # more epochs, with the last part of a pretrained MODEL trained, too; 0 or more
 SEED = 0  # start of the random numbers in training, 0 to 4294967295
 # results
@@ -656,8 +656,8 @@ def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0
     """Train the model; return its history, a table (pandas DataFrame) with a row for each epoch.
 
     x_train, x_val: images or, in chapter 8, a row of features for each image. The weights of the
-    last epoch are kept: at a rate near 0 the last epochs hardly differ, and if the best of many
-    epochs were chosen by the validation images, their accuracy would look better than it is.
+    last epoch are kept (with the cosine schedule, the last few epochs hardly differ): if the best
+    of many epochs were chosen by the validation images, it would look better than it is.
     """
     num_classes = model.output_shape[1]
     training = batches(x_train, y_train, num_classes, settings, shuffled=True)
@@ -1012,8 +1012,9 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
 
 
 def strongest_parts(maps, images, side):
-    """Return the parts (side x side pixels) of nine images that a filter responds to most, as one.
+    """Return, in one picture, the parts of nine images to which a filter responds most.
 
+    Each part has side x side pixels.
     maps: (n, rows, columns), of one filter. images: (n, height, width, channels) uint8.
     """
     size = np.array(images.shape[1:3])
@@ -1145,7 +1146,7 @@ def load_own_data(settings):
     sizes = pd.DataFrame(sizes).fillna(0).sort_index()  # a row for each class, a column per part
     few = list(sizes.index[sizes["train"] < 3])
     if few or len(sizes) < 2:
-        stop(f"--dataset {dataset} has {len(sizes)} classes. Those with fewer than 3 training "
+        stop(f"--dataset {dataset}: classes found: {len(sizes)}; with fewer than 3 training "
              f"images: {first_few(few)}. It needs 2 classes or more, with 3 images or more each.")
     class_names = list(sizes.index)
     if all(name.isdecimal() for name in class_names):
@@ -1278,7 +1279,7 @@ def find_parts(folder, groups, folders):
     arounds = dict(found or [("train", folder)])
     if "train" not in arounds or len(arounds) < len(found):
         stop(f"which folder of {folder} is the training part? Exactly one name must contain train, "
-             f"and at most one val, and one test. Found: {first_few([pair[1] for pair in found])}.")
+             f"at most one val, at most one test. Found: {first_few([pair[1] for pair in found])}.")
     classes = [path for path in folders if path.parent == arounds["train"]]
     named_as_parts = [path for path in classes if part_of(path)]
     several = len({part_of(path) for path in named_as_parts}) > 1
@@ -1343,8 +1344,8 @@ def warn_of_copies(training, validation, test):
     copies = np.flatnonzero(distances < 0.00125)
     pairs = [f"{names[first + i]} = {names[twins[i, 0]]}" for i in copies]
     if pairs:
-        warn(f"{len(pairs)} of {len(twins)} validation and test images are training images as "
-             f"well, so the accuracy is too high: {first_few(pairs)}. Keep one of each. If their "
+        warn(f"copies of training images among the {len(twins)} validation and test images: "
+             f"{first_few(pairs)}. They make the accuracy too high: keep one of each. If their "
              "classes differ, which is right?")
 
 
@@ -1398,20 +1399,11 @@ def read_picture(path, image_shape, about):
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
-        return None, f"skipped, as they are {kind_of_file(pathlib.Path(path))}"
+        return None, ("skipped, as they are empty, texts or of a kind that Pillow can't read, such "
+                      "as HEIC (save them as JPEG or PNG)")
     except Exception as error:  # Pillow raises many kinds of error for broken files
         reason = getattr(error, "strerror", None) or re.sub(r"\d+", "...", str(error))
         return None, f"skipped, as they can't be read ({reason or type(error).__name__})"
-
-
-def kind_of_file(path):
-    """Return the kind of a file that Pillow does not recognize as a picture."""
-    head = path.read_bytes()[:100]
-    if head.isascii() and b"\0" not in head:
-        return "empty or text files"
-    is_heic = head[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1")  # from phones
-    kind = "HEIC" if is_heic else path.suffix
-    return f"{kind} files that Pillow can't read (save them as JPEG or PNG)"
 
 
 def is_pen_on_paper(picture, image_shape, about):
@@ -1512,7 +1504,7 @@ def predict_pictures(settings):
     folder = results_folder(settings)
     model, about = load_trained_model(folder, settings.DATASET)
     paths = files_to_ask(settings.PREDICT)
-    print(f"Asking {folder / 'model.keras'} ({model.name}), which takes pictures of "
+    print(f"Asking {folder / 'model.keras'} ({model.name}), whose input shape is "
           f"{model.input_shape[1:]}")
     images, paths_read = read_pictures(paths, model.input_shape[1:], about)
     if not paths_read:
@@ -2025,7 +2017,7 @@ def record_experiment(settings, metrics, data_hash):
                 rows.to_csv(path.with_suffix(".new"), index=False)
                 path.with_suffix(".new").replace(path)  # one move: the table is never half written
     except OSError as error:
-        warn(f"{path} could not take this run ({error}): is it open in another program? The values "
+        warn(f"can't add this run to {path} ({error}): is it open in another program? The values "
              "are in metrics.json.")
     print_experiments(rows)
 
@@ -2145,9 +2137,10 @@ const makeMaps = (height, width, makePixel) => range(height).map(
 const change = (x, changePixel) => x.map((line) => line.map(changePixel));
 
 // A filter lies on a patch of the image, multiplies each number of the patch by one of its weights,
-// and adds all up: one number, large where the patch looks like the filter. Then it moves on by one
-// pixel. Each filter gives one map, a channel of the result. (A dense layer has filters as large as
-// the maps: they fit in one place only. If `same`, the filter may stick out over the edge.)
+// and adds up the products: one number, large where the patch looks like the filter. Then it moves
+// on by one pixel. Each filter gives one map, a channel of the result. (A dense layer has filters
+// as large as the maps: they fit in one place only. If `same`, the filter may stick out over the
+// edge.)
 function convolution(x, {shape: [rows, columns, channels, filters], weights, same}) {
   const [above, left] = same ? [(rows - 1) >> 1, (columns - 1) >> 1] : [0, 0];
   const height = same ? x.length : x.length - rows + 1;

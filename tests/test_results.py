@@ -625,7 +625,7 @@ def test_a_table_that_can_not_be_written_is_a_warning(quick, monkeypatch, capsys
     monkeypatch.setattr(script, "open", refuse, raising=False)
     _, _, metrics = quick(EPOCHS=1, SEED=1)
     said = capsys.readouterr()
-    assert "Warning: outputs/experiments.csv could not take this run" in said.err
+    assert "Warning: can't add this run to outputs/experiments.csv (" in said.err
     assert "Permission denied" in said.err and "metrics.json" in said.err
     assert json.loads((RESULTS / "metrics.json").read_text())["settings"]["SEED"] == 1
     assert TABLE.read_bytes() == before and not list(OUTPUTS.glob("*.lock"))
