@@ -1689,13 +1689,13 @@ plt.rcParams["font.family"] = [font for font in FONTS if font in installed]
 
 def stop(sentence):
     """End the program with one sentence and exit status 2, which means misuse."""
-    print("image_recognition_cnn.py:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+    print("image_recognition_cnn.py:", " ".join(sentence.split()), file=sys.stderr)
     raise SystemExit(2)
 
 
 def warn(sentence):
     """Say in one line what was skipped or may be a surprise; the program goes on."""
-    print("Warning:", " ".join(sentence.split()), file=sys.stderr, flush=True)
+    print("Warning:", " ".join(sentence.split()), file=sys.stderr)
 
 
 def first_few(names):
@@ -1927,7 +1927,7 @@ def after_each_epoch(model, folder, settings, first_epoch):
         if row["seconds"] > 10:  # drawing takes about one second
             draw_curves(history, data_title(settings.DATASET), folder)
             plt.close()
-            print(f"The curves so far: {folder / 'accuracy_loss_curves.png'}", flush=True)
+            print(f"The curves so far: {folder / 'accuracy_loss_curves.png'}")
 
     # The second callback ends the training when the loss is NaN (not a number).
     return [callbacks.LambdaCallback(on_epoch_end=keep), callbacks.TerminateOnNaN()]
