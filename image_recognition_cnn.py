@@ -32,7 +32,7 @@ import time
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
-# Keras, TensorFlow and Matplotlib read these while they are loaded.
+# Keras, TensorFlow and Matplotlib read these as they load.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # a faster library for CPUs
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors, but no notes
@@ -60,13 +60,14 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 
 # %% Settings: change a number, run again, and see what it did
 # A dict(...) holds one value for each case: in EPOCHS, mnist has 4; digits is not named, so it gets
-# the 30 of others. Where several cases fit, the most specific one is used, in this order: sgd (the
-# OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set or of your own
-# folder, others. So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with --optimizer sgd.
-# Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. After each value
-# come its meaning and its range. The terms are explained in chapters 3 to 5: on a first reading, go
-# straight to main(). Each number in FILTERS makes one block of layers, which halves the height and
-# the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for three.
+# the value for others, 30. Where several cases fit, the most specific one is used, in this order:
+# sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set or of your
+# own folder, others. So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with --optimizer
+# sgd. Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. After each
+# value come its meaning and its range. The terms are explained in chapters 3 to 5: on a first
+# reading, go straight to main(). Each number in FILTERS makes one block of layers, which halves the
+# height and the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for
+# three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
@@ -145,7 +146,7 @@ def main(words=()):
     return model, history, metrics
 
 
-# %% 1. Data: images to learn from, to monitor learning, and to test on
+# %% 1. Data: images to learn from, to monitor learning with, and to test on
 # An image is a block of numbers (height, width, channels): whole numbers from 0 (dark) to 255
 # (bright). One channel is grey; three are red, green and blue. The label of an image is the index
 # of its class: 0 for the first class. In the shapes of arrays below, n stands for how many images
@@ -203,7 +204,7 @@ def split(part, share):
     The split is the same in every run, whatever SEED is, so that two runs can be compared.
     """
     labels = part[1]
-    count = max(round(share * len(labels)), len(np.unique(labels)))  # as many as classes, or more
+    count = max(round(share * len(labels)), len(np.unique(labels)))  # one for each class, or more
     try:
         pieces = train_test_split(*part, test_size=count, stratify=labels, random_state=0)
     except ValueError as error:
@@ -231,8 +232,8 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     print(f"x_train: shape {x_train.shape}, dtype {x_train.dtype}, "
           f"values {x_train.min()} to {x_train.max()}")
     commonest = np.bincount(y_train).argmax()
-    print(f"Without a network: always the commonest class, {np.mean(y_val == commonest):.1%} of "
-          f"{len(y_val)} validation images right")
+    print(f"Without a network: always saying the commonest class gets "
+          f"{np.mean(y_val == commonest):.1%} of {len(y_val)} validation images right")
     # Logistic regression: each class has a weight for each pixel. Every pixel is multiplied by its
     # weight, and the products are added up; the class with the largest sum is the answer. A sample,
     # spread over the classes, is enough.
@@ -349,7 +350,7 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 
 # From one filter to a network. A network is a chain of layers: each one makes new numbers out of
 # those of the layer before it.
-# - A convolution has many filters, each with a map of its own: in the default run, most have 64.
+# - A convolution has many filters, each with a map of its own: in the default run, mostly 64.
 #   The maps are the channels of the next layer, as red, green and blue are those of a photo. A
 #   filter has nine weights for each channel that comes in, and adds up the products; then one more
 #   weight is added, the bias. Why filters? The same few weights serve all places, so a stroke is
@@ -584,7 +585,7 @@ def add_block(model, filters, name, settings):
     height, width = model.output_shape[1:3]
     if min(height, width) < 4:  # 3x3 becomes 1x1, where eight of nine weights would see nothing
         stop(f"{name} (--filters {settings.FILTERS}) gets maps of {height}x{width} pixels. A block "
-             "needs 4x4 or more, and halves them: give fewer blocks (numbers in --filters), or "
+             "needs 4x4 or more, and halves the maps: give fewer blocks (numbers in --filters), or "
              "larger images.")
     with_bias = not settings.BATCH_NORMALIZATION  # batch normalization has its own offset
     # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
@@ -672,8 +673,8 @@ def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0
                   epochs=settings.EPOCHS, shuffle=False, verbose=1 if sys.stdout.isatty() else 2,
                   callbacks=after_each_epoch(model, folder, settings, first_epoch))
     except KeyboardInterrupt:
-        print("\nCtrl-C ends the training. If an epoch was finished, what was learned so far is "
-              "tested, drawn and saved.")
+        print("\nCtrl-C ends the training. If an epoch was finished, the network is tested and "
+              "saved as it is now, with its pictures.")
     return read_history(folder)
 
 
@@ -721,7 +722,7 @@ def make_optimizer(learning_rate, settings):
     Adam does the same, and divides by the usual size of each weight's gradients. Take one weight
     with gradients around 100, and one with gradients around 0.01: with a rate of 0.004, plain SGD
     moves them by 0.4 and 0.00004, Adam moves both alike, usually by 0.004 or less. So Adam needs
-    other rates than SGD.
+    different rates from SGD.
     Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY * rate: 0.25 *
     0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a step of the same
     size changes what they do. (It is not part of the loss: Loshchilov and Hutter, 2019.)
@@ -820,7 +821,7 @@ def report(results, probabilities, y_test, class_names, folder):
 
 # %% 7. Pictures of the results: look at them before you read on; each says what it shows
 # Most of this chapter is drawing code: on a first reading, read its docstrings, and go on with
-# chapter 8. About the curves: where there are few validation images, such as 144, a zigzag is luck.
+# chapter 8. About the curves: where there are few validation images, like 144, a zigzag is chance.
 def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as train() returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -828,7 +829,7 @@ def draw_curves(history, title, folder):
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
         "at the epoch's end.\nWhere the training loss still falls and the validation loss does not,"
-        " the network learns by heart (overfitting). The network of the last epoch is kept.",
+        " it learns the images by heart (overfitting). The network of the last epoch is kept.",
         fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
@@ -837,7 +838,7 @@ def draw_curves(history, title, folder):
         axis.plot(epochs, history["val_" + name], "s--", label="validation images")
     axes[0].plot(epochs[best], history["val_accuracy"][best], "k*", markersize=14,
                  label=f"best validation accuracy: epoch {epochs[best]}")
-    axes[1].set_yscale("log")  # from 0.1 to 1 is as far as from 1 to 10: small losses are seen, too
+    axes[1].set_yscale("log")  # from 0.1 to 1 is as far as from 1 to 10: small losses show, too
     axes[1].yaxis.set_major_locator(plt.LogLocator(subs=[1, 2, 5]))
     axes[1].yaxis.set_major_formatter("{x:g}")
     axes[1].yaxis.set_minor_formatter("")
@@ -899,7 +900,7 @@ def draw_predictions(x, y, probabilities, names, title, folder):
 
 def choose_samples(labels, probabilities):
     """Return the indices of 30 test images to show, up to 10 mistakes at the end."""
-    order = spread_over_classes(labels, len(labels))  # class by class, in turn
+    order = spread_over_classes(labels, len(labels))  # one of each class in turn
     is_right = probabilities.argmax(axis=1)[order] == labels[order]
     wrong = order[~is_right][:10]
     return np.concatenate([order[is_right][:30 - len(wrong)], wrong])
@@ -936,7 +937,7 @@ def draw_where_it_looks(model, x, y, probabilities, names, title, folder):
         "another. Yellow, on the darkened image: with this part covered,\nthe network is much less "
         f"sure of its answer (strongest yellow: by {strongest:.0f} percentage points). No yellow: "
         "no part alone decides.")
-    grey = (0.6 * x[chosen].mean(axis=3, keepdims=True)).astype("uint8")  # so yellow is seen on it
+    grey = (0.6 * x[chosen].mean(axis=3, keepdims=True)).astype("uint8")  # so yellow shows on it
     draw_answers(grey, y[chosen], probabilities[chosen], names, headline,
                  folder / "where_it_looks.png", heats)
 
@@ -987,15 +988,15 @@ def draw_learned_features(model, x_test, y_test, probabilities, names, title, fo
     largest = np.abs(filters).max(axis=(1, 2, 3), keepdims=True).clip(1e-9)
     patterns = (127.5 + 127.5 * filters / largest).astype("uint8")
     top.suptitle(f"A test image of {names[y_test[surest]]}, and filters of the layer {first.name}, "
-                 "as the patterns they respond to most\n(middle grey: weight 0; those of "
-                 "whitening are not learned, and each occurs twice, once negated)", fontsize=11)
+                 "as the patterns they respond to most\n(mid-grey: weight 0; the filters "
+                 "of whitening are not learned, and each occurs twice, once negated)", fontsize=11)
     texts = ["image"] + [f"filter {k}" for k in range(len(patterns))]
     draw_grid(top, [images[0], *patterns], texts, columns=13)
 
     for part, block in zip(parts, blocks):
         up_to_block = keras.Model(model.inputs[0], block.output)  # a network of the layers up to it
         maps = up_to_block.predict(images, verbose=0)  # (n, rows, columns, filters)
-        strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # six filters, by image 0
+        strongest = np.argsort(-maps[0].max(axis=(0, 1)))[:6]  # the six strongest on image 0
         # A part is roughly what one place of the map sees through all layers before it: on cifar10,
         # 9, 23 and 51 pixels in blocks 1, 2 and 3, so about five times the place itself. On digits,
         # it is the whole image.
@@ -1035,7 +1036,7 @@ def strongest_parts(maps, images, side):
 # ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
 # network has learned to recognize there are useful for other photos, too. So the base (all layers
 # but the last) is kept as it is (frozen), and only a new last layer, the head, is trained. For
-# that, few pictures are enough: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the test
+# that, a few pictures will do: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the test
 # images right, and the CNN of chapter 4 got 36 % (one run each). With FINE_TUNE, some more layers
 # learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
@@ -1214,7 +1215,7 @@ def read_npz(path):
 def read_folder(folder, image_size, output_dir):
     """Read pictures of folder/class/*, or of folder/train/class/* (val, test), as read_npz does."""
     if pathlib.Path(output_dir).resolve().is_relative_to(folder.resolve()):
-        stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside.")
+        stop(f"--output-dir {output_dir} lies in the data set {folder}: name a folder outside it.")
     files, folders = look_into(folder)
     groups = {}  # the files, by the parent of their class folder
     for path in files:
@@ -1316,9 +1317,9 @@ def without_colour(parts, dataset):
     coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
     if any(coloured):
         if np.mean(coloured) < 0.1:  # too few to learn what colours mean
-            warn(f"few training images of {dataset} are in colour: {first_few(names[coloured])}"
-                 ". Colour photos may get wrong answers. If those few are removed or made grey, "
-                 "all images become grey.")
+            warn(f"only a few training images of {dataset} are in colour: "
+                 f"{first_few(names[coloured])}. Colour photos may get wrong answers. If those "
+                 "few are removed or made grey, all images become grey.")
         return parts
     print(f"The training images of {dataset} are grey: all parts become grey, with one channel.")
     for part, (images, *others) in parts.items():
@@ -1399,8 +1400,8 @@ def read_picture(path, image_shape, about):
         picture = ImageOps.fit(picture, (width, height))  # the middle square
         return np.asarray(picture).reshape(image_shape), remark
     except UnidentifiedImageError:
-        return None, ("skipped, as they are empty, texts or of a kind that Pillow can't read, such "
-                      "as HEIC (save them as JPEG or PNG)")
+        return None, ("skipped, as they are empty, or of a kind that Pillow can't read, such as "
+                      "text or HEIC (save photos as JPEG or PNG)")
     except Exception as error:  # Pillow raises many kinds of error for broken files
         reason = getattr(error, "strerror", None) or re.sub(r"\d+", "...", str(error))
         return None, f"skipped, as they can't be read ({reason or type(error).__name__})"
@@ -1863,7 +1864,7 @@ def remove_forgotten_runs(output_dir):
             newest = max(path.stat().st_mtime for path in [folder, *folder.glob("resume")])
             if time.time() - newest > 30 * 24 * 3600:  # seconds
                 shutil.rmtree(folder, ignore_errors=True)
-                print(f"Removed, unfinished and untouched for 30 days: {folder}")
+                print(f"Removed a run that was left unfinished for 30 days: {folder}")
 
 
 def remove_if_untrained(folder):
@@ -1942,7 +1943,7 @@ def read_history(folder):
     if not np.isfinite(history["loss"].iloc[-1]):
         shutil.rmtree(folder, ignore_errors=True)  # RESUME must not continue this
         stop("The loss became NaN (not a number), most often because the steps were too large: "
-             "try a --learning-rate ten times smaller or, if it was in fine-tuning, no "
+             "try a --learning-rate ten times smaller or, if it happened in fine-tuning, no "
              "--fine-tune.")
     return history
 
@@ -1986,7 +1987,7 @@ def publish_results(folder, settings, results, history):
     place.mkdir(parents=True, exist_ok=True)
     names = {path.name for path in folder.iterdir() if path.is_file()}
     with one_at_a_time(place.with_name(f"{place.name}.lock")):
-        results_folder(settings)  # another data set of this name may just have taken the place
+        results_folder(settings)  # another data set of this name may just have taken it
         for old in ["model.json", *NOT_OF_EVERY_RUN]:
             (place / old).unlink(missing_ok=True)
         for name in [*sorted(names - {"model.json"}), "model.json"]:
@@ -2052,8 +2053,8 @@ def print_experiments(rows):
         table.loc[i, "validation"] = f"{accuracies[i]:.1%}"
         table.loc[i, "95 % interval"] = f"{low:.1%} to {high:.1%}"
         table.loc[i, ""] = "best" if i == best else ""
-    print(f"Runs on these images: {len(same_data)}. The latest ones, and the one with the best "
-          "validation accuracy. A different --seed alone changes results, too:\n"
+    print("A different --seed alone changes results, too. Runs on these images: "
+          f"{len(same_data)}. The latest ones, and the one with the best validation accuracy:\n"
           f"{table.to_string(index=False)}")
 
 
@@ -2239,7 +2240,7 @@ function findPaper(height, width) {
 }
 
 // The image for the network, cut out of larger maps around (middle, centre): each of its pixels is
-// the mean of 4 x 4 points in a square with the side `step`.
+// the mean of 4 x 4 points in a square of side `step`.
 function cutOut(maps, middle, centre, step) {
   const points = makeMaps(4 * HEIGHT, 4 * WIDTH, (row, column) => {
     const y = Math.floor(middle + step * ((row + 0.5) / 4 - HEIGHT / 2));
@@ -2255,7 +2256,7 @@ function isToBeCutOut(copy) {
   if (onPad === "drawing") return true;
   const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
   const border = quantile([copy[0], copy.at(-1), sides], 0.5);
-  if (!data.built_in) return border > 127;  // for your own data, only bright paper is new
+  if (!data.built_in) return border > 127;  // of your own data, only bright paper
   return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
 }
 
@@ -2290,7 +2291,7 @@ function prepare() {
   const columns = range(width).filter((column) => ink.some((line) => line[column][0] > 100));
   const [tall, wide] = [rows.at(-1) + 1 - rows[0], columns.at(-1) + 1 - columns[0]];
   const remark = wide / tall > data.widest
-    ? ", but wider than the training images (is it one drawing?)" : "";
+    ? ", but the drawing is wider than in training (is it only one?)" : "";
   const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
   const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
   const white = Math.max(1, quantile(image, 0.97));  // a thin line turns pale when it shrinks
@@ -2448,8 +2449,8 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:] if is_ours else [])
     except KeyboardInterrupt:
-        stop("ended by Ctrl-C. If an epoch was finished, the same command with --resume continues.")
+        stop("ended by Ctrl-C. If an epoch was finished, add --resume to the command to go on.")
     except OSError as error:
         stop(f"{error}. Is there room on the disk, do you have write permission, or is the file "
-             "open in another program? If an epoch was finished, the same command with --resume "
-             "continues.")
+             "open in another program? If an epoch was finished, add --resume to the command to "
+             "go on.")

@@ -110,7 +110,7 @@ def test_what_is_left_out_is_named(settings, capsys):
     warnings = capsys.readouterr().err.splitlines()
     said = "\n".join(warnings)
     assert "left out: 7 (data/loose.png, data/red/inner/deep/0.png" in said
-    assert "such as HEIC (save them as JPEG or PNG): 9 (data/blue/empty.png" in said
+    assert "such as text or HEIC (save photos as JPEG or PNG): 9 (data/blue/empty.png" in said
     assert "cut.png" in said and "save them with 8 bits): 1 (data/blue/deep.png" in said
     assert len(warnings) == 4
 
@@ -165,7 +165,7 @@ def test_a_class_of_heic_files_is_named_with_the_reason(settings, capsys):
         path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200))
     load(settings, "data")
     said = capsys.readouterr().err
-    assert "such as HEIC (save them as JPEG or PNG): 6 (data/blue/0" in said
+    assert "such as text or HEIC (save photos as JPEG or PNG): 6 (data/blue/0" in said
     assert "do not become classes: 1 (data/blue)" in said
 
 
