@@ -61,13 +61,13 @@ logging.getLogger("PIL").setLevel("CRITICAL")  # chapter 9 says which pictures c
 # %% Settings: change a number, run again, and see what it did
 # A dict(...) holds one value for each case: in EPOCHS, mnist has 4; digits is not named, so it gets
 # the value for others, 30. Where several cases fit, the most specific one is used, in this order:
-# sgd (the OPTIMIZER), pretrained (a MODEL that knows ImageNet), the name of the data set or of your
-# own folder, others. So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with --optimizer
-# sgd. Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening. After each
-# value come its meaning and its range. The terms are explained in chapters 3 to 5: on a first
-# reading, go straight to main(). Each number in FILTERS makes one block of layers, which halves the
-# height and the width of the image: digits (8x8 pixels) have room for one block, MNIST (28x28) for
-# three.
+# the OPTIMIZER, the MODEL, pretrained (any MODEL that knows ImageNet), the name of the data set or
+# of your own folder, others. So LEARNING_RATE is 0.008 for cifar10, but 0.1 for cifar10 with
+# --optimizer sgd. Each setting is a flag as well: --batch-size 64, --filters 32 64, --no-whitening.
+# After each value come its meaning and its range. The terms are explained in chapters 3 to 5: on a
+# first reading, go straight to main(). Each number in FILTERS makes one block of layers, which
+# halves the height and the width of the image: with WHITENING, digits (8x8 pixels) have room for
+# one block, MNIST (28x28) for three.
 # data
 DATASET = "digits"  # digits (no download), mnist, fashion_mnist, cifar10, a folder or an .npz file
 IMAGE_SIZE = dict(pretrained=96, others=64)  # side of your pictures (pretrained: of all), 8 to 512
@@ -235,8 +235,8 @@ def describe_data(x_train, y_train, x_val, y_val, x_test, names):
     print(f"Without a network: always saying the commonest class gets "
           f"{np.mean(y_val == commonest):.1%} of {len(y_val)} validation images right")
     # Logistic regression: each class has a weight for each pixel. Every pixel is multiplied by its
-    # weight, and the products are added up; the class with the largest sum is the answer. A sample,
-    # spread over the classes, is enough.
+    # weight, and the products and one more weight, the bias, are added up; the class with the
+    # largest sum is the answer. A sample, spread over the classes, is enough.
     some = spread_over_classes(y_train, 3000)
     regression = LogisticRegression(C=0.1, tol=0.01)  # C, tol: keep weights small, stop early
     regression.fit(small_and_flat(x_train[some]), y_train[some])
@@ -315,11 +315,12 @@ def draw_grid(figure, images, texts, columns):
 # here. ReLU turns sums below 0 into 0.
 #
 # How a filter is learned.
-# The weights of a network are not chosen by hand like these. They begin as random numbers, and the
-# training changes them, a little in each step. Below, nine random weights are trained to make the
-# map above. The learner is given the image and the 36 wanted sums, never the filter, and after 100
-# steps it has nearly the filter's weights. (In a network, nobody gives such a map. There is only
-# the right class of each image, and what each filter responds to is a result of training.)
+# The weights of a network are not chosen by hand like these. Most begin as random numbers (chapter
+# 4 begins some in other ways), and the training changes them, a little in each step. Below, nine
+# random weights are trained to make the map above. The learner is given the image and the 36 wanted
+# sums, never the filter, and after 100 steps it has nearly the filter's weights. (In a network,
+# nobody gives such a map. There is only the right class of each image, and what each filter
+# responds to is a result of training.)
 # What training makes small is the loss, one number that says how wrong the answers are. The
 # gradient says, for each weight, how fast the loss grows if this weight grows. If it is above 0, a
 # slightly smaller weight is better; if it is below 0, a slightly larger one. So each step goes
@@ -352,10 +353,10 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # those of the layer before it.
 # - A convolution has many filters, each with a map of its own: in the default run, mostly 64.
 #   The maps are the channels of the next layer, as red, green and blue are those of a photo. A
-#   filter has nine weights for each channel that comes in, and adds up the products; then one more
-#   weight is added, the bias. Why filters? The same few weights serve all places, so a stroke is
-#   recognized wherever it is. If each pixel had weights of its own, each place would have to learn
-#   the stroke anew.
+#   filter usually has nine weights for each channel that comes in, and adds up the products; often
+#   one more weight is added, the bias. Why filters? The same few weights serve all places, so a
+#   stroke is recognized wherever it is. If each pixel had weights of its own, each place would have
+#   to learn the stroke anew.
 # - ReLU comes between the layers: without it, several convolutions or dense layers, one after
 #   another, could do no more than a single larger one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
@@ -542,11 +543,12 @@ def every_kth(images, most_values):
 def whitening_layer(images):
     """Return a convolution whose filters are computed from the normalized images, not learned.
 
-    On a first reading, read the why and skip the how. Neighbouring pixels are nearly equal, so most
-    of what a first layer sees is repetition. Whitening turns each patch of 2x2 pixels into numbers
-    that are uncorrelated (none tends to grow with another), with a standard deviation of about 1
-    (before ReLU). With inputs of equal spread, one rate suits all weights (Page, 2019; Jordan,
-    2024). Each filter occurs twice, once negated, because ReLU removes what is below 0.
+    On a first reading, read the why and skip the how. Neighbouring pixels are alike (in photos,
+    nearly equal), so much of what a first layer sees is repetition. Whitening turns each patch of
+    2x2 pixels into numbers that are uncorrelated (none tends to grow with another), with a standard
+    deviation of about 1 (before ReLU). With inputs of equal spread, one rate suits all weights
+    (Page, 2019; Jordan, 2024). Each filter occurs twice, once negated, because ReLU removes what is
+    below 0.
     """
     channels = images.shape[-1]
     patches = keras.ops.image.extract_patches(images, size=2, strides=1)  # (..., 4 * channels)
@@ -603,10 +605,10 @@ def add_block(model, filters, name, settings):
 def start_as_identity(model):
     """Make the first filters of each convolution copy one input map each, not start at random.
 
-    The network then begins by passing its input on through the blocks (apart from ReLU and pooling,
-    and if there are enough filters), and learns what to change (Jordan, 2024). Filters beyond the
-    number of input maps stay random: in the first convolution on digits, 56 of 64, as only 8 maps
-    come in.
+    The network then begins by passing its input on through the blocks (apart from pooling, batch
+    normalization and ReLU, and if there are enough filters), and learns what to change (Jordan,
+    2024). Filters beyond the number of input maps stay random: on digits, 56 of 64 in the
+    convolution after whitening, as only 8 maps come in.
     """
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D) and layer.name != "whitening":
@@ -656,9 +658,10 @@ def show_one_step(model, x_train, y_train, rate=0.001):
 def train(model, x_train, y_train, x_val, y_val, folder, settings, first_epoch=0):
     """Train the model; return its history, a table (pandas DataFrame) with a row for each epoch.
 
-    x_train, x_val: images or, in chapter 8, a row of features for each image. The weights of the
-    last epoch are kept (with the cosine schedule, the last few epochs hardly differ): if the best
-    of many epochs were chosen by the validation images, it would look better than it is.
+    x_train, x_val: images or, in chapter 8, a row of features for each image. The weights are
+    kept as they are at the end (with the cosine schedule, the last few epochs hardly differ). If
+    the best of many epochs were chosen by the validation images, it would look better on these than
+    on new ones.
     """
     num_classes = model.output_shape[1]
     training = batches(x_train, y_train, num_classes, settings, shuffled=True)
@@ -685,7 +688,7 @@ def batches(images, labels, num_classes, settings, shuffled=False):
     class. Shuffled: the order is new in each epoch, and a last batch that is not full is left out,
     as the mean of a few images would spoil batch normalization.
     """
-    one_hot = keras.utils.to_categorical(labels, num_classes)  # (n, num_classes) float32
+    one_hot = keras.utils.to_categorical(labels, num_classes)  # (n, num_classes), 0.0 or 1.0
     dataset = tf.data.Dataset.from_tensor_slices((images, one_hot))
     if shuffled:
         dataset = dataset.shuffle(len(images), seed=settings.SEED)
@@ -821,7 +824,7 @@ def report(results, probabilities, y_test, class_names, folder):
 
 # %% 7. Pictures of the results: look at them before you read on; each says what it shows
 # Most of this chapter is drawing code: on a first reading, read its docstrings, and go on with
-# chapter 8. About the curves: where there are few validation images, like 144, a zigzag is chance.
+# chapter 8. About the curves: of 144 validation images one is 0.7 %, so small zigzags mean nothing.
 def draw_curves(history, title, folder):
     """Draw accuracy, loss and learning rate over the epochs; history: as train() returns it."""
     figure, axes = plt.subplots(1, 3, figsize=(14, 5), layout="constrained")
@@ -829,7 +832,7 @@ def draw_curves(history, title, folder):
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
         "at the epoch's end.\nWhere the training loss still falls and the validation loss does not,"
-        " it learns the images by heart (overfitting). The network of the last epoch is kept.",
+        " it learns the images by heart (overfitting). The network is kept as it is at the end.",
         fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
@@ -1033,12 +1036,13 @@ def strongest_parts(maps, images, side):
 
 
 # %% 8. Transfer learning: a network that knows a million pictures; not for MODEL "cnn"
-# ImageNet is 1.2 million photos of 1000 kinds of things. The edges, textures and parts that a
-# network has learned to recognize there are useful for other photos, too. So the base (all layers
-# but the last) is kept as it is (frozen), and only a new last layer, the head, is trained. For
-# that, a few pictures will do: with 20 of each class of cifar10, mobilenet_v2 got 72 % of the test
-# images right, and the CNN of chapter 4 got 36 % (one run each). With FINE_TUNE, some more layers
-# learn at the end.
+# ImageNet, as used here, is 1.3 million photos of 1000 kinds of things. The edges, textures and
+# parts that a network has learned to recognize there are useful for other photos, too. So the base
+# (all layers but the last; in vgg16, all but the last three) is kept as it is (frozen), and only a
+# new last layer, the head, is trained. For that, a few pictures will do: with 20 of each class of
+# cifar10, mobilenet_v2 got 72 % of 2,000 test images right, and the CNN of chapter 4 got 36 % (one
+# run each; this mobilenet_v2 had learned from more photos of dogs, too). With FINE_TUNE, some more
+# layers learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
     "vgg16": (keras.applications.vgg16, "VGG16"),
@@ -1057,7 +1061,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
         stop(f"--image-size {size} is too small for {settings.MODEL}: it takes 32 or more.")
     base = from_keras(getattr(module, name), f"models/{settings.MODEL.partition('_')[0]}*.h5",
                       weights=weights, include_top=False, input_shape=(size, size, 3))
-    base.trainable = False  # frozen. (Its top, the last layer, was left out.)
+    base.trainable = False  # frozen. (Its top, the last layers, was left out.)
     # Another way to build: a layer that is called on x gives what comes out of it, and
     # keras.Model(start, end) makes a network of all that lies between.
     pixels = keras.Input(image_shape)  # (32, 32, 3)
@@ -1068,7 +1072,7 @@ def build_pretrained(image_shape, num_classes, settings, weights="imagenet"):
     if image_shape[2] == 1:
         x = layers.Concatenate()([x, x, x])  # grey becomes three equal colours
     x = module.preprocess_input(x)  # (96, 96, 3), scaled like the pixels it learned from
-    # training=False: batch normalization uses its averages over a million pictures, as in a test.
+    # training=False: batch normalization uses its averages from ImageNet, as in a test.
     x = base(x, training=False)  # (3, 3, 1280): 1280 maps of 3x3 places
     x = layers.GlobalAveragePooling2D()(x)  # (1280,): the mean of each map
     # Mean 0 and standard deviation 1 for each picture: so one rate suits all of PRETRAINED.
@@ -1099,9 +1103,9 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
     labels = np.tile(y_train, len(views))  # the labels, once for each view
     history = train(head, np.concatenate(f_train), labels, f_val, y_val, folder, settings)
     if settings.FINE_TUNE > 0 and len(history) >= settings.EPOCHS:  # fewer: ended by Ctrl-C
-        # The last third of the base's layers learns. Batch normalization stays as it is: averages
-        # over a million pictures are better than averages over a few. (Chollet, 2020, keeps the
-        # averages, too, but trains the scales and offsets.)
+        # The last third of the base's layers learns. Batch normalization stays as it is: its
+        # averages over many batches of ImageNet are better than those over a few pictures.
+        # (Chollet, 2020, keeps the averages, too, but trains the scales and offsets.)
         base = next(layer for layer in features.layers if isinstance(layer, keras.Model))
         base.trainable = True  # all its layers
         for place, layer in enumerate(base.layers):
@@ -1110,7 +1114,8 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
                 layer.trainable = False
         # Small steps, so that little is forgotten, and no decay of weights that are good already.
         fine = argparse.Namespace(**vars(settings))  # a copy
-        fine.LEARNING_RATE = 1e-5
+        fine.OPTIMIZER = "adam"
+        fine.LEARNING_RATE = 1e-5  # for Adam; with SGD, it would change nearly nothing
         fine.WEIGHT_DECAY = 0.0
         fine.EPOCHS = settings.EPOCHS + settings.FINE_TUNE
         history = train(model, x_train, y_train, x_val, y_val, folder, fine, settings.EPOCHS)
@@ -1678,6 +1683,7 @@ RULES = {
 }
 DECIDING = ["DATASET", "MODEL", "OPTIMIZER"]  # which values of the other settings count
 LISTS = ["FILTERS", "PREDICT"]  # these hold several values
+OF_THE_CNN = ["FILTERS", "WHITENING", "BATCH_NORMALIZATION", "IDENTITY_START", "DENSE_UNITS"]
 WITHOUT_EFFECT = ["OUTPUT_DIR", "RESUME", "PREDICT"]  # on what is learned
 NOT_OF_EVERY_RUN = ["predictions.png", "learned_features.png", "try_it.html", "model.tflite"]
 VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
@@ -1717,15 +1723,15 @@ def read_settings(words=()):
     can change it and read it again.
     """
     written = {name: globals()[name] for name in RULES}
-    written.update(vars(flag_parser().parse_args(words)))
+    flags = vars(flag_parser().parse_args(words))
+    written.update(flags)
     dataset, model, optimizer = [checked(name, written[name]) for name in DECIDING]
     # The cases of a dict(...), the most specific one first. The name of your own folder is a case,
     # too, but a folder that happens to be called mnist or sgd is not treated as one of these.
-    cases = ["sgd"] if optimizer == "sgd" else []
-    if model != "cnn":
-        cases.append("pretrained")
+    cases = [optimizer, model] if model == "cnn" else [optimizer, model, "pretrained"]
     title = data_title(dataset)
-    if dataset in CLASS_NAMES or title not in [*CLASS_NAMES, "sgd", "pretrained", "others"]:
+    reserved = [*CLASS_NAMES, "adam", "sgd", "cnn", *PRETRAINED, "pretrained", "others"]
+    if dataset in CLASS_NAMES or title not in reserved:
         cases.append(title)
     cases.append("others")
     values = {}
@@ -1740,6 +1746,12 @@ def read_settings(words=()):
     if dataset in CLASS_NAMES and any(pathlib.Path(dataset).glob("*/*")):
         warn(f"--dataset {dataset} is the built-in data set; your folder of this name is "
              f"--dataset ./{dataset}.")
+    useless = ["FINE_TUNE"] if model == "cnn" else OF_THE_CNN
+    if model == "cnn" and dataset in CLASS_NAMES:
+        useless = ["FINE_TUNE", "IMAGE_SIZE"]
+    for name in flags:
+        if name in useless:
+            warn(f"{name} has no effect with MODEL {model} on {dataset}.")
     return argparse.Namespace(**values)
 
 
@@ -1758,7 +1770,8 @@ def flag_parser():
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = kind
-            options["nargs"] = "+" if name in LISTS else None
+        if name in LISTS:
+            options.update(nargs="+", action="extend")  # --predict a.jpg --predict b.jpg: both
         parser.add_argument(f"--{name.lower().replace('_', '-')}", **options)
     return parser
 
@@ -1940,7 +1953,7 @@ def read_history(folder):
     if not table.exists():
         stop("ended by Ctrl-C in the first epoch; results of earlier runs stay as they were.")
     history = pd.read_csv(table)
-    if not np.isfinite(history["loss"].iloc[-1]):
+    if not np.isfinite(history[["loss", "val_loss"]].iloc[-1]).all():
         shutil.rmtree(folder, ignore_errors=True)  # RESUME must not continue this
         stop("The loss became NaN (not a number), most often because the steps were too large: "
              "try a --learning-rate ten times smaller or, if it happened in fine-tuning, no "

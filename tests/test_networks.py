@@ -148,13 +148,14 @@ def trainings(monkeypatch):
 
 def test_fine_tuning_takes_small_steps_without_decay_and_leaves_the_settings(
         settings, narrow, tmp_path, trainings):
-    network, _, _ = train_pretrained(settings, tmp_path, EPOCHS=2, FINE_TUNE=3)
+    network, _, _ = train_pretrained(settings, tmp_path, EPOCHS=2, FINE_TUNE=3, OPTIMIZER="sgd")
     (*_, of_head), (model, x, y, x_val, y_val, _, fine, first_epoch) = trainings
     images = noise(12, 24, 20, 3)
     assert model is network and (x == images).all() and (x_val == images).all()
     assert list(y) == list(y_val) == list(LABELS)
     assert (fine.LEARNING_RATE, fine.WEIGHT_DECAY, fine.EPOCHS, first_epoch) == (1e-5, 0, 5, 2)
-    assert (of_head.LEARNING_RATE, of_head.WEIGHT_DECAY, of_head.EPOCHS) == (0.002, 5.0, 2)
+    assert (of_head.OPTIMIZER, fine.OPTIMIZER) == ("sgd", "adam")
+    assert (of_head.LEARNING_RATE, of_head.WEIGHT_DECAY, of_head.EPOCHS) == (0.1, 0.01, 2)
 
 
 @pytest.mark.parametrize("changes", [dict(EPOCHS=3, FINE_TUNE=1), dict(EPOCHS=2, FINE_TUNE=0)])

@@ -222,6 +222,15 @@ def test_a_loss_that_is_no_number_ends_the_training_with_one_sentence(quick, cap
         quick(RESUME=True, **changes)
 
 
+@pytest.mark.parametrize("losses", [(0.5, float("nan")), (float("inf"), 0.5)], ids=str)
+def test_a_loss_that_is_no_number_in_the_last_epoch_is_no_result(tmp_path, capsys, losses):
+    (tmp_path / "resume").mkdir()
+    table = pd.DataFrame({"epoch": [0, 1], "loss": [1, losses[0]], "val_loss": [1, losses[1]]})
+    table.to_csv(tmp_path / "resume" / "history.csv", index=False)
+    with one_sentence(capsys, "NaN"):
+        script.read_history(tmp_path)
+
+
 def test_a_loss_that_is_no_number_ends_the_training_at_once(settings, tmp_path):
     _, terminate = script.after_each_epoch(small_network(), tmp_path, settings(), 0)
     terminate.set_model(small_network())

@@ -1,4 +1,4 @@
-"""Chapter 10: settings and flags; and the form of the script's text."""
+"""Chapter 11: settings and flags; and the form of the script's text."""
 
 import ast
 import json
@@ -26,13 +26,33 @@ TEXT = SCRIPT.read_text(encoding="utf-8")
     ("--dataset a/pets/", dict(EPOCHS=dict(pets=7, others=3)), dict(EPOCHS=7, DATASET="a/pets/")),
     ("--dataset a/mnist", {}, dict(EPOCHS=30)), ("--dataset a/sgd", {}, dict(LEARNING_RATE=0.004)),
     ("--dataset a/pretrained", {}, dict(IMAGE_SIZE=64)),
+    ("--dataset a/adam", dict(EPOCHS=dict(pets=7, others=3)), dict(EPOCHS=3)),
+    ("--dataset a/vgg16", dict(EPOCHS=dict(vgg16=7, others=3)), dict(EPOCHS=3)),
     ("--optimizer sgd", dict(EPOCHS=dict(digits=3, sgd=4)), dict(EPOCHS=4)),
+    ("", dict(EPOCHS=dict(digits=3, cnn=4, adam=5)), dict(EPOCHS=5)),
+    ("", dict(EPOCHS=dict(digits=3, pretrained=4, cnn=5)), dict(EPOCHS=5)),
+    ("--model vgg16", dict(EPOCHS=dict(pretrained=3, vgg16=4, cnn=5)), dict(EPOCHS=4)),
+    ("--filters 8 --filters 16 --predict a --predict b c", {},
+     dict(FILTERS=[8, 16], PREDICT=["a", "b", "c"])),
     ("--model vgg16", dict(EPOCHS=dict(digits=3, pretrained=4)), dict(EPOCHS=4))])
 def test_flags_and_the_most_special_case_decide(settings, capsys, flags, written, expected):
     found = vars(settings(flags, **written))
     assert list(found) == list(script.RULES) and capsys.readouterr().err == ""
     for name, value in expected.items():
         assert found[name] == value and type(found[name]) is type(value)
+
+
+@pytest.mark.parametrize("flags, useless", [
+    ("--fine-tune 3", ["FINE_TUNE"]), ("--dataset a/pets --fine-tune 3", ["FINE_TUNE"]),
+    ("--image-size 32 --epochs 3", ["IMAGE_SIZE"]), ("--dataset a/pets --image-size 32", []),
+    ("--model vgg16 --image-size 32 --fine-tune 3 --dropout 0.1", []),
+    ("--model vgg16 --filters 8 --no-whitening --no-batch-normalization --no-identity-start "
+     "--dense-units 9", script.OF_THE_CNN)])
+def test_a_flag_that_has_no_effect_is_named(settings, capsys, flags, useless):
+    settings(flags)
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in said] == useless
+    assert all(line.startswith("Warning: ") and "has no effect" in line for line in said)
 
 
 def test_reading_the_settings_leaves_the_block_as_it_is(settings):
