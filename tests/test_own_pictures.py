@@ -553,6 +553,14 @@ def test_pen_on_paper_becomes_white_on_black(about_drawings, digit, kinds):
     assert np.corrcoef(image.ravel(), expected.ravel())[0, 1] > 0.75
 
 
+@pytest.mark.parametrize("border, brightest, expected", [
+    (24, 255, True), (25, 255, False), (0, 200, True), (0, 199, False)])
+def test_drawings_have_a_dark_border_and_a_bright_spot(border, brightest, expected):
+    images = np.full((40, 20, 20, 1), border, "uint8")
+    images[:, 4:16, 6:14] = brightest
+    assert script.describe_drawings(images)["white_on_black"] == expected
+
+
 def test_what_is_no_such_drawing(about_drawings):
     photos = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 1)).astype("uint8")
     assert not script.describe_drawings(photos)["white_on_black"]
@@ -586,18 +594,20 @@ def test_blank_paper_under_noise_is_without_ink(about_drawings, size, light, noi
 
 
 @pytest.mark.parametrize("built_in, size, border, is_prepared", [
-    (True, 20, 0, False),  # one of the training images, or like them
+    (True, 20, 24, False),  # one of the training images, or like them
+    (True, 20, 25, True),
     (True, 20, 230, True),  # of the same size, but black on white
     (True, 60, 0, True),  # a board, a pad
     (True, 60, 230, True),
     (False, 20, 0, False),
     (False, 60, 0, False),  # own drawings of any size
-    (False, 60, 230, True),  # pen on paper
+    (False, 60, 127, False),
+    (False, 60, 128, True),  # pen on paper
 ], ids=str)
 def test_what_is_prepared_as_pen_on_paper(about_drawings, tmp_path, built_in, size, border,
                                           is_prepared):
     drawn = Image.new("L", (size, size), border)
-    drawn.paste(255 - border, (size // 4, size // 3, size // 2, size // 2))
+    drawn.paste(0 if border > 127 else 255, (size // 4, size // 3, size // 2, size // 2))
     about = {**about_drawings, "built_in": built_in}
     drawn.save(tmp_path / "asked.png")
     image, _ = script.read_picture(tmp_path / "asked.png", (20, 20, 1), about)
