@@ -1457,7 +1457,7 @@ def prepare_drawing(picture, image_shape, about):
     # the light falls off, as most of the neighbourhood: of 16x16 parts, the median of the 9x9
     # around each.
     parts = np.asarray(picture.resize((16, 16), Image.Resampling.BOX))
-    corners = parts[::15, ::15]
+    corners = parts[::15, ::15]  # (2, 2)
     around = 9 if np.ptp(corners) > 30 else 31  # 31 covers all parts from any of them
     parts = Image.fromarray(ndimage.median_filter(parts, around, mode="nearest"))
     paper = np.asarray(parts.resize(picture.size, Image.Resampling.BILINEAR), float)
