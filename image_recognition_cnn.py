@@ -316,7 +316,7 @@ def draw_grid(figure, images, texts, columns):
 #
 # How a filter is learned.
 # The weights of a network are not chosen by hand like these. Most begin as random numbers (chapter
-# 4 begins some in other ways), and the training changes them, a little in each step. Below, nine
+# 4 starts some in other ways), and the training changes them, a little in each step. Below, nine
 # random weights are trained to make the map above. The learner is given the image and the 36 wanted
 # sums, never the filter, and after 100 steps it has nearly the filter's weights. (In a network,
 # nobody gives such a map. There is only the right class of each image, and what each filter
@@ -724,7 +724,7 @@ def make_optimizer(learning_rate, settings):
     less and less, so that the randomness of single batches averages out. (nesterov: a variant.)
     Adam does the same, and divides by the usual size of each weight's gradients. Take one weight
     with gradients around 100, and one with gradients around 0.01: with a rate of 0.004, plain SGD
-    moves them by 0.4 and 0.00004, Adam moves both alike, usually by 0.004 or less. So Adam needs
+    moves them by 0.4 and 0.00004; Adam moves both alike, usually by 0.004 or less. So Adam needs
     different rates from SGD.
     Weight decay: in each step each weight also loses a small share, WEIGHT_DECAY * rate: 0.25 *
     0.004 = 0.1 %. Without it the weights grow, and the larger they are, the less a step of the same
@@ -832,7 +832,7 @@ def draw_curves(history, title, folder):
         f"{title}: how the training went\nTraining images: the mean over the epoch, while the "
         "network changes and its task is made harder (SHIFT, MIRROR, DROPOUT). Validation images: "
         "at the epoch's end.\nWhere the training loss still falls and the validation loss does not,"
-        " it learns the images by heart (overfitting). The network is kept as it is at the end.",
+        " the network learns images by heart (overfitting). It is kept as it is at the end.",
         fontsize=11)
     epochs = history["epoch"] + 1
     best = history["val_accuracy"].idxmax()  # the first, where several are equal
@@ -1041,7 +1041,7 @@ def strongest_parts(maps, images, side):
 # (all layers but the last; in vgg16, all but the last three) is kept as it is (frozen), and only a
 # new last layer, the head, is trained. For that, a few pictures will do: with 20 of each class of
 # cifar10, mobilenet_v2 got 72 % of 2,000 test images right, and the CNN of chapter 4 got 36 % (one
-# run each; this mobilenet_v2 had learned from more photos of dogs, too). With FINE_TUNE, some more
+# run each; this mobilenet_v2 had also learned from extra photos of dogs). With FINE_TUNE, some more
 # layers learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
@@ -1115,7 +1115,7 @@ def train_pretrained(model, x_train, y_train, x_val, y_val, folder, settings):
         # Small steps, so that little is forgotten, and no decay of weights that are good already.
         fine = argparse.Namespace(**vars(settings))  # a copy
         fine.OPTIMIZER = "adam"
-        fine.LEARNING_RATE = 1e-5  # for Adam; with SGD, it would change nearly nothing
+        fine.LEARNING_RATE = 1e-5  # for Adam; with SGD, it would change almost nothing
         fine.WEIGHT_DECAY = 0.0
         fine.EPOCHS = settings.EPOCHS + settings.FINE_TUNE
         history = train(model, x_train, y_train, x_val, y_val, folder, fine, settings.EPOCHS)
@@ -1318,7 +1318,7 @@ def without_colour(parts, dataset):
     images, _, names = parts["train"]
     if images.shape[3] == 1:
         return parts
-    # Stray tints: the channels of grey JPEGs differ by up to 3 levels, yellowish scans by 13.
+    # Stray tints: the channels of grey JPEGs differ by up to 3 levels, of yellowish scans by 13.
     coloured = [np.mean(np.ptp(image, axis=2) > 16) > 0.01 for image in images]
     if any(coloured):
         if np.mean(coloured) < 0.1:  # too few to learn what colours mean
@@ -1427,9 +1427,8 @@ def is_pen_on_paper(picture, image_shape, about):
 def describe_drawings(x_train):
     """Return whether the training images are drawings in white on black, and the size of the ink.
 
-    Nearly all of them are grey, with a dark border, a bright spot and ink of about the same size.
-    That is true of digits, MNIST and Fashion-MNIST, but not of photos, or of cells under a
-    microscope.
+    They are if nearly all are grey, with a dark border, a bright spot and ink of similar size. That
+    is true of digits, MNIST and Fashion-MNIST, but not of photos, or of cells under a microscope.
     """
     some = every_kth(x_train, 8_000_000)
     height, width, channels = some.shape[1:]
@@ -1476,7 +1475,7 @@ def prepare_drawing(picture, image_shape, about):
     drawing = Image.fromarray((255 * ink).astype("uint8")).crop(box)
     remark = ""
     if drawing.width / drawing.height > about["widest"]:
-        remark = "wider than the training images (one drawing each? see predictions.png)"
+        remark = "with a wider drawing than in training (more than one? see predictions.png)"
     # Put it in the middle of a black frame, larger than the ink by the same factor as in training.
     scale = max(drawing.width / width, drawing.height / height) / about["ink_share"]
     frame = Image.new("L", (round(scale * width), round(scale * height)))
@@ -1955,7 +1954,7 @@ def read_history(folder):
     history = pd.read_csv(table)
     if not np.isfinite(history[["loss", "val_loss"]].iloc[-1]).all():
         shutil.rmtree(folder, ignore_errors=True)  # RESUME must not continue this
-        stop("The loss became NaN (not a number), most often because the steps were too large: "
+        stop("The loss became NaN (not a number), most likely because the steps were too large: "
              "try a --learning-rate ten times smaller or, if it happened in fine-tuning, no "
              "--fine-tune.")
     return history
@@ -2269,7 +2268,7 @@ function isToBeCutOut(copy) {
   if (onPad === "drawing") return true;
   const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
   const border = quantile([copy[0], copy.at(-1), sides], 0.5);
-  if (!data.built_in) return border > 127;  // of your own data, only bright paper
+  if (!data.built_in) return border > 127;  // with your own data, only bright paper is cut out
   return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
 }
 
