@@ -78,7 +78,7 @@ MIRROR = dict(fashion_mnist=True, cifar10=True, others=False)  # swap left and r
 MODEL = "cnn"  # cnn, or a network that has learned from ImageNet: mobilenet_v2, vgg16, resnet50
 FILTERS = dict(digits=[64], cifar10=[32, 96, 192], others=[32, 64, 128])  # per block, 1 to 4096
 WHITENING = True  # begin with a layer whose filters are computed from the images, not learned
-BATCH_NORMALIZATION = True  # keep the mean and spread of each layer's output steady
+BATCH_NORMALIZATION = True  # keep the mean and spread of each map in the blocks steady
 IDENTITY_START = True  # begin with convolutions that pass their input on, not with random ones
 DENSE_UNITS = dict(cifar10=0, others=128)  # size of the layer before the last, 0 (none) to 100000
 DROPOUT = dict(cifar10=0, others=0.2)  # share of the last layer's inputs left out, 0 to 0.99
@@ -315,8 +315,8 @@ def draw_grid(figure, images, texts, columns):
 # here. ReLU turns sums below 0 into 0.
 #
 # How a filter is learned.
-# The weights of a network are not chosen by hand like these. Most begin as random numbers (chapter
-# 4 starts some in other ways), and the training changes them, a little in each step. Below, nine
+# The weights of a network are not chosen by hand like these. Many begin as random numbers (chapter
+# 4 starts others in other ways), and the training changes them, a little in each step. Below, nine
 # random weights are trained to make the map above. The learner is given the image and the 36 wanted
 # sums, never the filter, and after 100 steps it has nearly the filter's weights. (In a network,
 # nobody gives such a map. There is only the right class of each image, and what each filter
@@ -735,7 +735,8 @@ def make_optimizer(learning_rate, settings):
     else:
         optimizer = keras.optimizers.SGD(
             learning_rate, momentum=0.9, nesterov=True, weight_decay=settings.WEIGHT_DECAY)
-    # No decay of offsets (bias, beta) and scales (gamma): they are few, and set the spread of maps.
+    # No decay of offsets (bias, beta) and scales (gamma): they are few, and set the mean and the
+    # spread of a map.
     optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
     return optimizer
 
@@ -1745,12 +1746,13 @@ def read_settings(words=()):
     if dataset in CLASS_NAMES and any(pathlib.Path(dataset).glob("*/*")):
         warn(f"--dataset {dataset} is the built-in data set; your folder of this name is "
              f"--dataset ./{dataset}.")
-    useless = ["FINE_TUNE"] if model == "cnn" else OF_THE_CNN
-    if model == "cnn" and dataset in CLASS_NAMES:
-        useless = ["FINE_TUNE", "IMAGE_SIZE"]
+    has_own_size = dataset in CLASS_NAMES or dataset.lower().endswith(".npz")
+    useless = ["FINE_TUNE", "IMAGE_SIZE"] if has_own_size else ["FINE_TUNE"]
+    if model != "cnn":
+        useless = OF_THE_CNN if values["FINE_TUNE"] > 0 else [*OF_THE_CNN, "SHIFT"]
     for name in flags:
-        if name in useless:
-            warn(f"{name} has no effect with MODEL {model} on {dataset}.")
+        if name in useless and not values["PREDICT"]:
+            warn(f"{name} has no effect on a training with MODEL {model} and these settings.")
     return argparse.Namespace(**values)
 
 
@@ -1769,8 +1771,9 @@ def flag_parser():
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["type"] = kind
-        if name in LISTS:
-            options.update(nargs="+", action="extend")  # --predict a.jpg --predict b.jpg: both
+            options["nargs"] = "+" if name in LISTS else None
+        if name == "PREDICT":
+            options["action"] = "extend"  # --predict a.jpg --predict b.jpg asks about both
         parser.add_argument(f"--{name.lower().replace('_', '-')}", **options)
     return parser
 

@@ -33,7 +33,7 @@ TEXT = SCRIPT.read_text(encoding="utf-8")
     ("", dict(EPOCHS=dict(digits=3, pretrained=4, cnn=5)), dict(EPOCHS=5)),
     ("--model vgg16", dict(EPOCHS=dict(pretrained=3, vgg16=4, cnn=5)), dict(EPOCHS=4)),
     ("--filters 8 --filters 16 --predict a --predict b c", {},
-     dict(FILTERS=[8, 16], PREDICT=["a", "b", "c"])),
+     dict(FILTERS=[16], PREDICT=["a", "b", "c"])),  # pictures add up; of others, the last counts
     ("--model vgg16", dict(EPOCHS=dict(digits=3, pretrained=4)), dict(EPOCHS=4))])
 def test_flags_and_the_most_special_case_decide(settings, capsys, flags, written, expected):
     found = vars(settings(flags, **written))
@@ -45,7 +45,9 @@ def test_flags_and_the_most_special_case_decide(settings, capsys, flags, written
 @pytest.mark.parametrize("flags, useless", [
     ("--fine-tune 3", ["FINE_TUNE"]), ("--dataset a/pets --fine-tune 3", ["FINE_TUNE"]),
     ("--image-size 32 --epochs 3", ["IMAGE_SIZE"]), ("--dataset a/pets --image-size 32", []),
-    ("--model vgg16 --image-size 32 --fine-tune 3 --dropout 0.1", []),
+    ("--dataset a.NPZ --image-size 32", ["IMAGE_SIZE"]), ("--shift 3", []),
+    ("--model vgg16 --shift 3", ["SHIFT"]), ("--image-size 32 --predict a.jpg", []),
+    ("--model vgg16 --image-size 32 --fine-tune 3 --dropout 0.1 --shift 3", []),
     ("--model vgg16 --filters 8 --no-whitening --no-batch-normalization --no-identity-start "
      "--dense-units 9", script.OF_THE_CNN)])
 def test_a_flag_that_has_no_effect_is_named(settings, capsys, flags, useless):
