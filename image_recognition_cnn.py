@@ -383,7 +383,7 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #     if w1 moves by 1, w1 * x moves by x:                                             2 * 1 * 0.5
 # So the answer moves just as much as w1. Check it: with w1 = 3.1 the answer is 3.1. The loss that
 # follows multiplies this by one more factor: for (answer - wanted)^2 it is 2 * (answer - wanted).
-# Where a weight acts in several ways, as a filter does at 36 places, these parts are added up.
+# Where a weight acts at several places, as a filter's weights do, its effects are added up.
 # TensorFlow does all this for each weight of a network, from the loss backwards, which is called
 # backpropagation.
 #
@@ -590,7 +590,7 @@ def add_block(model, filters, name, settings):
              "needs 4x4 or more, and halves the maps: give fewer blocks (numbers in --filters), or "
              "larger images.")
     with_bias = not settings.BATCH_NORMALIZATION  # batch normalization has its own offset
-    # padding="same": a border of zeros around the input, so that the maps stay as large as it is.
+    # padding="same": a border of zeros around the input, so that the maps keep its size.
     model.add(layers.Conv2D(filters, 3, padding="same", use_bias=with_bias))  # (7, 7, 64)
     model.add(layers.MaxPooling2D())  # (3, 3, 64): a last odd row or column is dropped
     if settings.BATCH_NORMALIZATION:
@@ -1313,8 +1313,8 @@ def in_one_form(name):
 def without_colour(parts, dataset):
     """Return the parts, with one grey channel if no training image has colours.
 
-    From three equal channels a network can't learn what a tint means: under a yellowish lamp, it
-    could give the same answer to every picture.
+    From three equal channels a network can't learn what a tint means: it could give the same answer
+    to every picture taken under a yellowish lamp.
     """
     images, _, names = parts["train"]
     if images.shape[3] == 1:
@@ -1428,8 +1428,8 @@ def is_pen_on_paper(picture, image_shape, about):
 def describe_drawings(x_train):
     """Return whether the training images are drawings in white on black, and the size of the ink.
 
-    They are if nearly all are grey, with a dark border, a bright spot and ink of similar size. That
-    is true of digits, MNIST and Fashion-MNIST, but not of photos, or of cells under a microscope.
+    They count as drawings if nearly all are grey, with a dark border, a bright spot and ink of
+    similar size. Digits, MNIST and Fashion-MNIST do; photos, or cells under a microscope, do not.
     """
     some = every_kth(x_train, 8_000_000)
     height, width, channels = some.shape[1:]
@@ -1752,7 +1752,7 @@ def read_settings(words=()):
         useless = OF_THE_CNN if values["FINE_TUNE"] > 0 else [*OF_THE_CNN, "SHIFT"]
     for name in flags:
         if name in useless and not values["PREDICT"]:
-            warn(f"{name} has no effect on a training with MODEL {model} and these settings.")
+            warn(f"{name} has no effect on training with MODEL {model} and these settings.")
     return argparse.Namespace(**values)
 
 
@@ -1973,7 +1973,7 @@ def one_at_a_time(lock):
             break
         except FileExistsError:
             with contextlib.suppress(OSError):  # it may just have been removed
-                # It is held for less than a second. So a run that was killed has left this one:
+                # A lock is held for less than a second; an older one was left by a killed run.
                 if time.time() - lock.stat().st_mtime > 10:  # seconds
                     lock.rmdir()
             if time.monotonic() - begun > 60:
@@ -2271,7 +2271,7 @@ function isToBeCutOut(copy) {
   if (onPad === "drawing") return true;
   const sides = copy.flatMap((line) => [line[0], line.at(-1)]);
   const border = quantile([copy[0], copy.at(-1), sides], 0.5);
-  if (!data.built_in) return border > 127;  // with your own data, only bright paper is cut out
+  if (!data.built_in) return border > 127;  // with your own data, only from bright paper
   return border >= 25 || pad.height !== HEIGHT || pad.width !== WIDTH;
 }
 
@@ -2306,7 +2306,7 @@ function prepare() {
   const columns = range(width).filter((column) => ink.some((line) => line[column][0] > 100));
   const [tall, wide] = [rows.at(-1) + 1 - rows[0], columns.at(-1) + 1 - columns[0]];
   const remark = wide / tall > data.widest
-    ? ", but the drawing is wider than in training (is it only one?)" : "";
+    ? ", but the drawing is wider than in training (is there more than one?)" : "";
   const size = Math.max(tall / HEIGHT, wide / WIDTH) / data.ink_share;
   const image = cutOut(ink, rows[0] + tall / 2, columns[0] + wide / 2, size);
   const white = Math.max(1, quantile(image, 0.97));  // a thin line turns pale when it shrinks
