@@ -344,6 +344,8 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
         history.append((weights, loss))
         # 3. gradient: if a weight grows by 1, each sum grows by the pixel under it, and a squared
         # error grows 2 * error times as fast as its sum: so 2 x the mean of (pixel x error), (9,)
+        # (Try it with a pixel of 4 and an error of 10. If the weight grows by 0.01, the error grows
+        # to 10.04, and its square from 100 to 100.8. That is 80 times 0.01, and 80 = 2 * 4 * 10.)
         gradient = 2 * patches.T @ errors / len(patches)
         weights = weights - rate * gradient  # 4. update: a small step against the gradient
     return history
@@ -353,10 +355,11 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 # those of the layer before it.
 # - A convolution has many filters, each with a map of its own: in the default run, mostly 64.
 #   The maps are the channels of the next layer, as red, green and blue are those of a photo. A
-#   filter usually has nine weights for each channel that comes in, and adds up the products; often
-#   one more weight is added, the bias. Why filters? The same few weights serve all places, so a
-#   stroke is recognized wherever it is. If each pixel had weights of its own, each place would have
-#   to learn the stroke anew.
+#   filter usually has nine weights for each channel that comes in. With eight channels, it lies on
+#   a patch of 8 * 9 = 72 numbers and has 72 weights; all 72 products are added up to one sum, so
+#   each filter still gives one map. Often one more weight is added, the bias. Why filters? The same
+#   few weights serve all places, so a stroke is recognized wherever it is. If each pixel had
+#   weights of its own, each place would have to learn the stroke anew.
 # - ReLU comes between the layers: without it, several convolutions or dense layers, one after
 #   another, could do no more than a single larger one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
@@ -467,7 +470,9 @@ def draw_numbers(axis, numbers, title, lowest, highest, colours="PuOr_r", form="
 
 # %% 4. Model: layer by layer; after each one comes the shape of its output
 # Some layers are tricks that a plain network does without. A table at the end of chapter 5 names
-# them, and shows what each one adds.
+# them, and shows what each one adds. On a first reading, look for the plain layers: Conv2D (a
+# convolution), MaxPooling2D, ReLU, Flatten, Dense. keras.Sequential is a list of layers, each of
+# which gets what the one before it returns.
 # Try: --filters 4, then --filters 128. How many weights ("params") does the printed table show, and
 # how many test images are recognized? --dense-units 0: which layers change?
 def build_cnn(x_train, num_classes, settings):
@@ -476,8 +481,8 @@ def build_cnn(x_train, num_classes, settings):
     In: (n, height, width, channels), 0 to 255. Out: (n, num_classes) float32, each row adds up to
     1. The shapes are those of digits, for one image: the first axis, n, is left out.
     (model.summary() prints those of your run, with None for n. Its "Param #" counts weights: the
-    second convolution has 4,608, 9 for each of 64 filters and 8 maps. Batch normalization has 256:
-    scale, offset, and two averages, for each of 64 maps.)
+    convolution after whitening has 4,608, 9 for each of 64 filters and 8 maps. Batch normalization
+    has 256: scale, offset, and two averages, for each of 64 maps.)
     """
     model = keras.Sequential(name="cnn")
     model.add(keras.Input(x_train.shape[1:]))  # (8, 8, 1)
@@ -573,8 +578,9 @@ def whitening_layer(images):
 def add_block(model, filters, name, settings):
     """Add layers that turn maps (height, width, any) into (height // 2, width // 2, filters).
 
-    Pooling comes right after the first convolution, so that the second one works on a quarter of
-    the places (Jordan, 2024): on cifar10, the network needs only half as many multiplications.
+    Pooling comes right after the block's first convolution, so that the second one works on a
+    quarter of the places (Jordan, 2024): on cifar10, the network needs only half as many
+    multiplications.
     Batch normalization: whenever the weights of a convolution change, so does the spread of its
     sums, and the next layers would have to adapt. So each map has its mean subtracted, and is
     divided by its standard deviation, both taken over the images of the batch and all places; then
@@ -849,7 +855,7 @@ def draw_curves(history, title, folder):
     axes[0].legend()
     axes[1].legend()
     axes[2].plot(epochs, history["learning_rate"], "D-", color="C2")
-    titles = ["Accuracy: share of right answers", "Loss: how wrong it is",
+    titles = ["Accuracy: share of right answers", "Loss: how wrong it is (logarithmic scale)",
               "Learning rate, at the end of the epoch"]
     for axis, text in zip(axes, titles):
         axis.set_title(text, fontsize=11)
