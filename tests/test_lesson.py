@@ -468,7 +468,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(
     monkeypatch.setattr(keras.Sequential, "fit", lambda *_, **options: told.update(options))
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
     (tmp_path / "resume").mkdir()
-    (tmp_path / "resume" / "history.csv").write_text("epoch,loss\n0,1.5\n")
+    (tmp_path / "resume" / "history.csv").write_text("epoch,loss,val_loss\n0,1.5,1.5\n")
     x, y = noise(40, 8, 8, 1), np.arange(40) % 10
     script.train(model, x, y, x, y, tmp_path, settings(EPOCHS=7), 3)
     assert told["verbose"] == verbose and told["shuffle"] is False, "they are shuffled already"

@@ -573,7 +573,7 @@ def test_what_is_no_such_drawing(about_drawings):
     two = Image.new("L", (800, 600), 235)
     two.paste(pen_on_paper(0), (0, 0))
     two.paste(pen_on_paper(0), (400, 0))
-    assert "wider than" in script.prepare_drawing(two, (20, 20, 1), about_drawings)[1]
+    assert "wider drawing" in script.prepare_drawing(two, (20, 20, 1), about_drawings)[1]
     blank = pen_on_paper(1, pen=0).point(lambda value: 235)
     assert script.prepare_drawing(blank, (20, 20, 1), about_drawings)[1] == "without ink"
     thin = Image.new("L", (300, 300), "white")
