@@ -231,6 +231,22 @@ def test_a_loss_that_is_no_number_in_the_last_epoch_is_no_result(tmp_path, capsy
         script.read_history(tmp_path)
 
 
+def test_a_folder_that_can_not_be_removed_stops_nothing(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise PermissionError("open in another program")
+
+    monkeypatch.setattr("os.rmdir", fail)
+    script.remove_if_untrained(tmp_path)
+    old = tmp_path / "digits.unfinished_1234abcd_20200101_000000_x"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    script.remove_forgotten_runs(tmp_path)
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "history.csv").write_text("epoch,loss,val_loss\n0,nan,nan\n")
+    with one_sentence(capsys, "NaN"):
+        script.read_history(tmp_path)
+
+
 def test_a_loss_that_is_no_number_ends_the_training_at_once(settings, tmp_path):
     _, terminate = script.after_each_epoch(small_network(), tmp_path, settings(), 0)
     terminate.set_model(small_network())
