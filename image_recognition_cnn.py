@@ -638,13 +638,14 @@ def show_one_step(model, x_train, y_train, rate=0.001):
     labels = keras.utils.to_categorical(y_train[some], model.output_shape[1])  # see batches()
     start = model.get_weights()
     with tf.GradientTape() as tape:  # records what is computed, so that gradients can be found
-        probabilities = model(x_train[some])  # 1. forward: (128, 10), without what is random
+        # training=False: images are not moved, and nothing is dropped, so the losses compare
+        probabilities = model(x_train[some], training=False)  # 1. forward: (128, 10)
         losses = keras.losses.categorical_crossentropy(labels, probabilities)  # (128,)
         loss = keras.ops.mean(losses)  # 2. loss: one number
     gradients = tape.gradient(loss, model.trainable_weights)  # 3. gradient: one for each weight
     for weights, gradient in zip(model.trainable_weights, gradients):
         weights.assign_sub(rate * gradient)  # 4. update: a small step against the gradient
-    probabilities = model(x_train[some])
+    probabilities = model(x_train[some], training=False)
     new_loss = keras.ops.mean(keras.losses.categorical_crossentropy(labels, probabilities))
 
     last_weights = model.trainable_weights[-2].numpy()  # (128, 10); [-1] holds the biases
@@ -1632,7 +1633,7 @@ def write_page(model, class_names, about, title, folder):
         return warn(f"no try_it.html, which is for networks like those of MODEL cnn: {error}.")
     # The sums of the last layer for a pattern, before softmax: the page has to find the same ones.
     before_last = keras.Model(model.inputs[0], last.input)
-    inputs = before_last(check_pattern(model.input_shape[1:]))
+    inputs = before_last(check_pattern(model.input_shape[1:]), training=False)
     sums = inputs @ last.kernel + (last.bias if last.use_bias else 0)
     content = {"title": title, "class_names": class_names, "steps": steps,
                "input_shape": model.input_shape[1:], "parameters": model.count_params(),

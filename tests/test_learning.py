@@ -93,7 +93,8 @@ def test_the_numbers_are_the_same_whatever_the_seed(figure, tmp_path):
 def network():
     keras.utils.set_random_seed(0)
     model = keras.Sequential([
-        keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
+        keras.Input((8, 8, 1)), keras.layers.RandomTranslation(0.3, 0.3),
+        keras.layers.Rescaling(1 / 255), keras.layers.Flatten(),
         keras.layers.BatchNormalization(), keras.layers.Dropout(0.5),
         keras.layers.Dense(3, activation="softmax")])
     return model
@@ -112,7 +113,7 @@ def test_the_step_by_hand_prints_numbers_that_agree(network, capsys):
     printed = capsys.readouterr().out
     loss = -np.log(network.predict(x, verbose=0)[np.arange(60), y]).mean()
     numbers = [float(number) for number in re.findall(r"-?\d+\.\d+", printed)]
-    assert f"{loss:.3f}" in printed, "as in a test, without dropout"
+    assert f"{loss:.3f}" in printed, "as in a test: nothing is moved or dropped"
     [place] = [i for i, number in enumerate(numbers[:-1]) if number == float(f"{loss:.3f}")][:1]
     after = numbers[place + 1]
     assert after < loss, "one step lowers the loss"
@@ -120,3 +121,11 @@ def test_the_step_by_hand_prints_numbers_that_agree(network, capsys):
     assert new == pytest.approx(before - 0.01 * gradient, abs=2e-4)
     kernel = network.layers[-1].kernel.numpy()
     assert np.abs(kernel - before).min() < 1e-4, "a weight of the network"
+
+
+def test_the_loss_after_the_step_by_hand_is_that_of_the_same_images(network, capsys, monkeypatch):
+    x, y = noise(60, 8, 8, 1), np.arange(60) % 3
+    monkeypatch.setattr(keras.Model, "set_weights", lambda *_: None)  # the step is not undone
+    script.show_one_step(network, x, y, 0.01)
+    loss = -np.log(network.predict(x, verbose=0)[np.arange(60), y]).mean()
+    assert f"is now {loss:.3f}" in capsys.readouterr().out
