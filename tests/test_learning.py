@@ -46,7 +46,7 @@ def tables_of(figure):
     for axis in axes:
         shape = axis.collections[0].get_array().shape
         tables.append(np.array([float(text.get_text()) for text in axis.texts]).reshape(shape))
-        assert np.abs(tables[-1] - axis.collections[0].get_array()).max() <= 0.5, "the colours"
+        assert np.abs(tables[-1] - axis.collections[0].get_array()).max() <= 0.051, "the colours"
     return axes, tables
 
 
