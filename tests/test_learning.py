@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 import image_recognition_cnn as script
 from helpers import noise
@@ -47,7 +48,17 @@ def tables_of(figure):
         shape = axis.collections[0].get_array().shape
         tables.append(np.array([float(text.get_text()) for text in axis.texts]).reshape(shape))
         assert np.abs(tables[-1] - axis.collections[0].get_array()).max() <= 0.051, "the colours"
+        assert axis.yaxis_inverted(), "row 0 is at the top"
+        colours = axis.collections[0].to_rgba(axis.collections[0].get_array().ravel())
+        for text, (row, column), colour in zip(axis.texts, np.ndindex(shape), colours):
+            assert text.get_position() == (column + 0.5, row + 0.5), "in the middle of its cell"
+            contrast = brightness(to_rgba(text.get_color())) - brightness(colour)
+            assert abs(contrast) > 0.39, "it can be read"
     return axes, tables
+
+
+def brightness(colour):
+    return np.dot(colour[:3], [0.2, 0.7, 0.1])  # red, green, blue: green looks brightest
 
 
 def test_the_map_holds_the_sum_of_each_patch_times_the_filter(figure):
