@@ -80,6 +80,28 @@ def test_the_frames_lie_on_the_patch_with_the_largest_sum(figure):
         assert (frame.get_width(), frame.get_height()) == (side, side)
 
 
+def test_the_picture_says_what_it_shows(figure):
+    upper, lower = figure.subfigs
+    assert "How a filter works" in upper.get_suptitle()
+    assert "How a filter is learned" in lower.get_suptitle()
+    assert "nobody supplies this map" in lower.get_supxlabel()
+    [curve] = [axis for axis in figure.axes if axis.lines]
+    assert curve.get_xlabel() == "steps" and "log" in curve.get_ylabel() and curve.get_title()
+    assert curve.yaxis.get_major_formatter()(100, 0) == "100", "not a power of ten"
+
+
+def test_the_tables_are_squares_of_cells_with_a_number_in_each(figure):
+    axes, _ = tables_of(figure)
+    assert [axis.collections[0].get_cmap().name for axis in axes] == ["gray"] + 8 * ["PuOr_r"]
+    for axis in axes:
+        assert axis.get_title() and axis.get_aspect() == 1
+        assert len(axis.get_xticks()) == len(axis.get_yticks()) == 0
+        assert {(text.get_ha(), text.get_va()) for text in axis.texts} == {("center", "center")}
+        assert not any(patch.get_fill() for patch in axis.patches), "a frame hides nothing"
+    for axis in axes[1:]:
+        assert axis.collections[0].norm(0) == 0.5, "0 is white"
+
+
 def test_nine_random_weights_become_the_filter(figure):
     axes, (_, chosen, _, _, *learned) = tables_of(figure)
     assert len(learned) == 5 and np.abs(learned[0] - chosen).max() > 0.5

@@ -98,7 +98,7 @@ def train_pretrained(settings, folder, **changes):
 
 @pytest.mark.parametrize("mirror", [True, False])
 def test_the_head_learns_from_the_features_of_each_view(
-        settings, narrow, tmp_path, monkeypatch, mirror):
+        settings, narrow, tmp_path, monkeypatch, capsys, mirror):
     calls = []
     train = script.train
 
@@ -117,6 +117,7 @@ def test_the_head_learns_from_the_features_of_each_view(
     assert np.allclose(numbers_val, features.predict(images, verbose=0), rtol=0.01, atol=0.01)
     assert numbers.dtype == numbers_val.dtype == "float16", "half of the memory"
     assert list(labels_val) == list(LABELS) and list(history["epoch"]) == [0, 1]
+    assert "mobilenet_v2 looks at all pictures" in capsys.readouterr().out
     assert all((old == new).all() for old, new in zip(before, base_of(network).get_weights()))
 
 

@@ -68,7 +68,8 @@ def test_layouts_of_folders(settings, capsys, train, test, val):
         assert sizes[2] == (12 if test else 9) and sum(sizes[:2]) == 18
     else:
         assert sum(sizes) == 18 and min(sizes) >= 3
-    assert "Warning" not in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "18 pictures for train in data" in said.out and "Warning" not in said.err
 
 
 def test_names_of_folders(settings, capsys, tmp_path):
@@ -473,6 +474,7 @@ def test_files_folders_and_wildcards_are_asked_and_drawn(trained, monkeypatch, c
     assert ended.value.code == 1 and len(lines) == 63, "1: two files could not be read"
     assert "none.png" in said.err and "broken.jpg" in said.err
     assert "60 of 63 drawn" in said.out
+    assert "Asking outputs/pets/model.keras (cnn), whose input shape is (16, 16, 3)" in said.out
     assert_drawn(trained / "outputs/pets/predictions.png")
     with Image.open("outputs/pets/predictions.png") as drawn:  # the last row is full
         last_row = np.asarray(drawn.convert("RGB"), int)[-drawn.height // 20:]

@@ -188,11 +188,12 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(script.callbacks.TerminateOnNaN, "on_batch_end", on_batch_end)
 
 
-def test_ctrl_c_in_the_second_epoch_gives_results(quick, monkeypatch):
+def test_ctrl_c_in_the_second_epoch_gives_results(quick, monkeypatch, capsys):
     interrupt_at(monkeypatch, 60)  # of 40 in each epoch
     _, history, metrics = quick(EPOCHS=3)
     assert len(history) == metrics["epochs_trained"] == 1
     assert (RESULTS / "metrics.json").exists() and (RESULTS / "model.keras").exists()
+    assert "Ctrl-C ends the training" in capsys.readouterr().out
 
 
 def test_ctrl_c_in_the_first_epoch_leaves_nothing(quick, monkeypatch, capsys):
@@ -358,7 +359,7 @@ def test_each_part_of_the_data_counts_as_data(run, monkeypatch):
     assert len(hashes) == 9 and len(set(hashes)) == 8, "the last one is the same data again"
 
 
-def test_forgotten_runs_are_removed_after_thirty_days(settings):
+def test_forgotten_runs_are_removed_after_thirty_days(settings, capsys):
     old = "digits.unfinished_12345678_20250101_000000_"
     older = "pets.unfinished_12345678_20240101_000000_b"
     days = {f"{old}a": 30.001, older: 99, f"{old}c": 29.999, f"{old}resumed": 99, "digits": 99,
@@ -372,6 +373,8 @@ def test_forgotten_runs_are_removed_after_thirty_days(settings):
     begun = script.open_results_folder(settings(), "x")
     left = {path.name for path in OUTPUTS.iterdir()}
     assert left == {f"{old}c", f"{old}resumed", "digits", "thesis.unfinished_draft", begun.name}
+    said = capsys.readouterr().out
+    assert f"30 days: {OUTPUTS / old}a" in said and str(OUTPUTS / older) in said
 
 
 # Results take their place
