@@ -103,6 +103,7 @@ def test_bars_count_the_images_of_each_class(settings, pictures, tmp_path):
     figure = draw_training_images(settings, pictures, tmp_path, noise(60, 8, 8, 1), y, list("abc"))
     assert bars_of(figure) == {"a": (10, "10"), "b": (30, "30"), "c": (20, "20")}
     assert list(bars_of(figure)) == ["a", "b", "c"], "in the order of the classes"
+    assert "how many images" in texts_of(figure)
 
 
 def test_of_many_classes_the_forty_commonest_have_a_bar(settings, pictures, tmp_path):
@@ -131,6 +132,11 @@ def test_one_image_is_shown_as_the_network_gets_it(settings, pictures, tmp_path)
                       if (view == whole[down:down + 12, right:right + 12]).all()}
     assert len(found) >= 4, "the same image, moved and mirrored in several ways"
     assert {mirrored for _, _, mirrored in found} == {True, False}
+    assert "what the network may get" in texts_of(figure)
+    assert "SHIFT 2, MIRROR True)" in texts_of(figure)
+    figure = draw_training_images(settings, pictures, tmp_path, x, np.arange(30) % 3, list("abc"),
+                                  MODEL="vgg16")
+    assert "before fine-tuning, images are only mirrored)" in texts_of(figure)
 
 
 # accuracy_loss_curves.png
@@ -154,6 +160,23 @@ def test_curves_are_those_of_the_history(pictures, tmp_path):
     [line] = rate.lines
     assert list(line.get_ydata()) == [0.1, 0.3, 0.2, 0] and list(line.get_xdata()) == [1, 2, 3, 4]
     assert "rate" in rate.get_title()
+
+
+def test_the_curves_say_what_to_look_for(pictures, tmp_path):
+    script.draw_curves(HISTORY, "T", tmp_path)
+    figure = pictures["accuracy_loss_curves.png"]
+    assert "T: how the training went" in texts_of(figure)
+    assert "learns images by heart (overfitting)" in texts_of(figure)
+    assert all("epoch" in axis.get_xlabel() for axis in figure.axes)
+
+
+def test_the_scale_of_the_loss_is_logarithmic_and_has_plain_numbers(pictures, tmp_path):
+    script.draw_curves(HISTORY, "T", tmp_path)
+    loss = pictures["accuracy_loss_curves.png"].axes[1]
+    assert loss.get_yscale() == "log"
+    assert {0.1, 0.2, 0.5, 1, 2, 5} <= set(loss.yaxis.get_major_locator().tick_values(0.1, 5))
+    assert loss.yaxis.get_major_formatter()(0.5, 0) == "0.5"
+    assert loss.yaxis.get_minor_formatter()(0.3, 0) == "", "no number between these"
 
 
 def test_curves_can_be_told_apart_without_colours(pictures, tmp_path):
