@@ -134,6 +134,15 @@ def test_global_max_pooling_is_pooling_of_the_whole_map(opened):
     assert shapes == [[7, 6]]
 
 
+def test_a_last_layer_may_have_no_bias(opened):
+    last = layers.Dense(10, activation="softmax", use_bias=False)
+    page = opened(script.keras.Sequential([
+        script.keras.Input((9, 8, 2)), layers.Flatten(), last]))
+    sums = script.check_pattern((9, 8, 2)).ravel() @ last.kernel.numpy()
+    assert np.abs(page.evaluate("data.expected") - sums).max() < 0.01
+    assert page.locator("#alarm").is_hidden()
+
+
 @pytest.mark.parametrize("layer, words", [
     (layers.GlobalAveragePooling2D(), "globalaveragepooling2d"),
     (layers.Conv2D(2, 3, strides=2), "Conv2D with strides other than"),
