@@ -344,8 +344,8 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
         history.append((weights, loss))
         # 3. gradient: if a weight grows by 1, each sum grows by the pixel under it, and a squared
         # error grows 2 * error times as fast as its sum: so 2 x the mean of (pixel x error), (9,)
-        # (Try it with a pixel of 4 and an error of 10. If the weight grows by 0.01, the error grows
-        # to 10.04, and its square from 100 to 100.8. That is 80 times 0.01, and 80 = 2 * 4 * 10.)
+        # (With a pixel of 4 and an error of 10: if the weight grows by 0.01, the error grows to
+        # 10.04, and its square from 100 to 100.8. That is 80 times 0.01, and 80 = 2 * 4 * 10.)
         gradient = 2 * patches.T @ errors / len(patches)
         weights = weights - rate * gradient  # 4. update: a small step against the gradient
     return history
