@@ -275,7 +275,7 @@ def draw_training_images(x_train, y_train, names, title, folder, settings):
     axis.margins(x=0.15)  # room for these numbers
     axis.set(title=f"Training images of {len(commonest)} classes", xlabel="how many images")
 
-    views = x_train[chosen[:1].repeat(9)].astype("float32")  # (9, height, width, channels)
+    views = x_train[[chosen[0]] * 9].astype("float32")  # (9, height, width, channels)
     for layer in augmentation_layers(views.shape[1:], settings):  # moves and mirrors (chapter 4)
         views[1:] = layer(views[1:], training=True)
     headline = ("One training image, and what the network may get instead of it in each epoch\n"
@@ -1421,8 +1421,7 @@ def read_picture(path, image_shape, about):
 
 
 def is_pen_on_paper(picture, image_shape, about):
-    """Return whether this grey Pillow picture needs prepare_drawing.
-    """
+    """Return whether this grey Pillow picture needs prepare_drawing."""
     if not about["white_on_black"]:
         return False
     values = np.asarray(picture)

@@ -490,15 +490,19 @@ def test_large_networks_are_asked_with_fewer_images_at_a_time(name, sizes):
 
 @pytest.fixture
 def tested():
-    """Labels of which none is of the last class, answers to them, and what evaluate makes of it."""
+    """Labels, none of the last two classes, answers, and what evaluate makes of them.
+
+    The last class is never answered either.
+    """
     x, y = noise(300, 8, 8, 1), np.arange(300) % 3
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((8, 8, 1)), layers.Rescaling(0.01), layers.Flatten(),
-                              layers.Dense(4, activation="softmax")])
-    names = ["a", "b", "c", "猫"]
+                              layers.Dense(5, activation="softmax")])
+    model.layers[-1].bias[4].assign(-1000)
+    names = ["a", "b", "c", "猫", "e"]
     with warnings.catch_warnings():  # nothing is said of the class without images
         warnings.simplefilter("error", UndefinedMetricWarning)
-        probabilities, results = script.evaluate(model, x[:30], y[:30], x, y, names)
+        probabilities, results = script.evaluate(model, x[:50], y[:50], x, y, names)
     assert np.allclose(probabilities, model.predict(x, verbose=0), atol=1e-6)
     return y, probabilities, results, names
 
@@ -506,16 +510,17 @@ def tested():
 def test_evaluation_agrees_with_scikit_learn(tested):
     y, probabilities, results, names = tested
     answers = probabilities.argmax(axis=1)
-    assert results["test_images"] == 300 and results["validation_images"] == 30
+    assert results["test_images"] == 300 and results["validation_images"] == 50
     assert results["test_accuracy"] == accuracy_score(y, answers)
-    assert results["validation_accuracy"] == accuracy_score(y[:30], answers[:30])
+    assert results["validation_accuracy"] == accuracy_score(y[:50], answers[:50])
     assert results["test_loss"] == pytest.approx(
-        log_loss(y, probabilities, labels=range(4)), rel=1e-4)
+        log_loss(y, probabilities, labels=range(5)), rel=1e-4)
     assert results["mean_confidence"] == pytest.approx(probabilities.max(axis=1).mean())
-    assert results["parameters"] == 4 * 65
-    assert results["confusion_matrix"] == confusion_matrix(y, answers, labels=range(4)).tolist()
+    assert results["parameters"] == 5 * 65
+    assert results["confusion_matrix"] == confusion_matrix(y, answers, labels=range(5)).tolist()
     assert results["classes"]["b"]["recall"] == np.mean(answers[y == 1] == 1)
-    assert list(results["classes"])[:4] == names
+    assert list(results["classes"])[:5] == names
+    assert results["classes"]["e"]["precision"] == 0
     assert results["test_accuracy_interval"] == script.interval_of(np.sum(answers == y), 300)
 
 
@@ -536,7 +541,7 @@ def test_the_report_prints_and_writes_what_was_found(tested, tmp_path, capsys):
     assert f"{results['mean_confidence']:.1%}" in printed
     written = (tmp_path / "classification_report.txt").read_text(encoding="utf-8")
     assert written in printed and written == classification_report(
-        y, probabilities.argmax(axis=1), labels=range(4), target_names=names, digits=4,
+        y, probabilities.argmax(axis=1), labels=range(5), target_names=names, digits=4,
         zero_division=0)
 
 

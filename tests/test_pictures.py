@@ -95,6 +95,7 @@ def bars_of(figure):
     [axis] = [axis for axis in figure.axes if axis.containers]
     names = [label.get_text() for label in axis.get_yticklabels()]
     lengths = [bar.get_width() for bar in axis.containers[0]]
+    assert axis.get_xlim()[1] > 1.1 * max(lengths), "room for the numbers"
     return dict(zip(names, zip(lengths, [text.get_text() for text in axis.texts])))
 
 
@@ -209,7 +210,7 @@ def test_epochs_are_whole_numbers(pictures, tmp_path, epochs):
 # confusion_matrix.png
 
 
-COUNTS = np.array([[6, 3, 0], [0, 9, 1], [2, 0, 0]])
+COUNTS = np.array([[6, 3, 0], [0, 1234, 1], [2, 0, 0]])
 
 
 def drawn_matrix(pictures, tmp_path, counts, names):
@@ -231,11 +232,11 @@ def test_the_matrix_has_a_row_for_each_true_class(pictures, tmp_path):
 
 
 def test_the_colours_are_shares_of_the_row(pictures, tmp_path):
-    counts = np.array([[6, 2], [0, 0]])  # no test image of the second class
-    axis = drawn_matrix(pictures, tmp_path, counts, ["a", "b"])
+    counts = np.array([[6, 2, 0], [0, 0, 0], [1, 0, 1]])  # no test image of the second class
+    axis = drawn_matrix(pictures, tmp_path, counts, list("abc"))
     mesh = axis.collections[0]
-    shares = mesh.get_array().reshape(2, 2)
-    assert list(shares.filled(-1).ravel()) == [0.75, 0.25, -1, -1], "-1: left white"
+    shares = mesh.get_array().reshape(3, 3).filled(-1)  # -1: left white
+    assert shares.tolist() == [[0.75, 0.25, -1], [-1, -1, -1], [0.5, -1, 0.5]]
     assert mesh.get_clim() == (0, 1)
     assert not any(line.get_visible() for line in axis.get_xgridlines() + axis.get_ygridlines())
     bar = pictures["confusion_matrix.png"].axes[1]
@@ -244,7 +245,7 @@ def test_the_colours_are_shares_of_the_row(pictures, tmp_path):
 
 def test_the_title_names_the_commonest_mistake(pictures, tmp_path):
     title = drawn_matrix(pictures, tmp_path, COUNTS, ["a\nb", "c", "d"]).get_title()
-    assert "71.43% of 21 test images" in title
+    assert "99.52% of 1,246 test images" in title
     assert title.endswith("a b mistaken for c, 3 of 9 times")
 
 

@@ -622,6 +622,15 @@ def test_each_run_is_a_row(record):
     assert [path.name for path in OUTPUTS.iterdir()] == ["experiments.csv"]
 
 
+@pytest.mark.parametrize("end", ["", "\n"])  # an editor may save a table without the last one
+def test_a_row_begins_on_a_line_of_its_own(record, end):
+    record(0.9)
+    TABLE.write_text(TABLE.read_text().rstrip("\n") + end)
+    record(0.8)
+    assert len(TABLE.read_text().splitlines()) == 3, "the names of the columns, and two rows"
+    assert list(pd.read_csv(TABLE)["validation_accuracy"]) == [0.9, 0.8]
+
+
 def test_runs_that_end_at_once_keep_all_rows(settings, monkeypatch):
     OUTPUTS.mkdir()
     read = script.read_experiments
@@ -706,9 +715,10 @@ def test_a_row_without_an_accuracy_stays_and_is_not_compared(record):
     assert list(pd.read_csv(TABLE)["validation_accuracy"].fillna(0)) == [0.9, 0, 0.8]
 
 
-def test_an_odd_number_in_the_table_is_no_accuracy(record):
+@pytest.mark.parametrize("accuracy", ["9791666666666666", "1.5", "n/a"])
+def test_what_is_no_share_in_the_table_is_no_accuracy(record, accuracy):
     record(0.9)
-    TABLE.write_text(TABLE.read_text().replace("0.9", "9791666666666666"))  # by a spreadsheet
+    TABLE.write_text(TABLE.read_text().replace("0.9", accuracy))
     _, [only] = record(0.8, SEED=1)
     assert only[0] == "80.0%" and only[-1] == "best"
 

@@ -73,7 +73,7 @@ def test_reading_the_settings_leaves_the_block_as_it_is(settings):
     "--dataset missing.npz", dict(EPOCHS="10"), dict(EPOCHS=3.0), dict(EPOCHS=None),
     dict(EPOCHS={}), dict(DROPOUT=True), dict(WHITENING=1), dict(FILTERS=[8.0]), dict(DATASET=5),
     dict(EPOCHS=dict(mnist=4)), dict(LEARNING_RATE=dict(sgd=0.1)), dict(OPTIMIZER=None),
-    dict(EPOCHS=[3, 4]), dict(EPOCHS=[]), dict(OPTIMIZER=dict(others="sgd")),
+    dict(EPOCHS=[3, 4]), dict(EPOCHS=[]), dict(FILTERS=[]), dict(OPTIMIZER=dict(others="sgd")),
     dict(DATASET=dict(others="digits"))], ids=str)
 def test_a_wrong_value_gets_one_sentence(settings, capsys, wrong):
     with pytest.raises(SystemExit) as ended:
