@@ -360,13 +360,13 @@ def learn_one_filter(patches, wanted, weights, rate=0.005, steps=100):
 #   each filter still gives one map. Often one more weight is added, the bias. Why filters? The same
 #   few weights serve all places, so a stroke is recognized wherever it is. If each pixel had
 #   weights of its own, each place would have to learn the stroke anew.
-# - ReLU comes between the layers: without it, several convolutions or dense layers, one after
-#   another, could do no more than a single larger one, as sums of sums are only sums.
 # - Pooling: of each square of 2x2 numbers in a map, only the largest is handed on. The map becomes
 #   half as high and half as wide, and a pattern may lie a pixel further left or right, often
 #   without changing anything.
 # - Dense: a layer of sums, each called a neuron. As in the logistic regression of chapter 2, each
 #   has a weight for every number that comes in, and a bias.
+# - ReLU comes between the layers: without it, several convolutions or dense layers, one after
+#   another, could do no more than a single larger one, as sums of sums are only sums.
 # - Softmax turns the sums of the last layer into probabilities: each sum z becomes e^z, divided by
 #   the total of all e^z. The sums 2, 1, 0 become 7.4, 2.7, 1.0 and, divided by their total of 11.1,
 #   0.67, 0.24, 0.09.
@@ -1049,8 +1049,8 @@ def strongest_parts(maps, images, side):
 # (all layers but the last; in vgg16, all but the last three) is kept as it is (frozen), and only a
 # new last layer, the head, is trained. For that, a few pictures will do: with 20 of each class of
 # cifar10, mobilenet_v2 got 72 % of 2,000 test images right, and the CNN of chapter 4 got 36 % (one
-# run each; this mobilenet_v2 had also learned from extra photos of dogs). With FINE_TUNE, some more
-# layers learn at the end.
+# run each: python tests/experiments.py pictures; this mobilenet_v2 had also learned from extra
+# photos of dogs). With FINE_TUNE, some more layers learn at the end.
 PRETRAINED = {  # Sandler et al., 2018; Simonyan and Zisserman, 2014; He et al., 2015
     "mobilenet_v2": (keras.applications.mobilenet_v2, "MobileNetV2"),
     "vgg16": (keras.applications.vgg16, "VGG16"),
